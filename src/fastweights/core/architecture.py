@@ -1,0 +1,206 @@
+"""What stores the memory: networks written once against an abstract ``linear(name, x)``.
+
+The engine hands an architecture different ``linear``s: a plain product, one that records its inputs, or the *dual*
+read that applies the weights of every token without forming them. The gradient of a linear map is the rank-one
+``delta x^T``; an architecture's hand-derived ``backward`` therefore only names, for each map, the gradient ``delta``
+at its output.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastweights.core.types import Map
+from fastweights.errors import UserError
+
+Linear = Callable[[str, Tensor], Tensor]
+Back = Callable[[str, Tensor], Tensor]
+Record = Callable[[str, Tensor], None]
+Activation = Literal["gelu", "silu", "relu", "tanh"]
+
+
+def _check_expansion(expansion: float) -> None:
+    if not expansion > 0:
+        raise UserError(f"the expansion of a memory must be above 0, not {expansion}")
+
+
+class Architecture(ABC):
+    """A memory network f(W, x): linear maps and any per-token function between them."""
+
+    @abstractmethod
+    def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
+        """The linear maps of the network, in the order they are applied."""
+
+    @abstractmethod
+    def forward(self, linear: Linear, x: Tensor) -> tuple[Tensor, Any]:
+        """Applies the network to ``x [..., W, K]``; returns ``[..., W, V]`` and what ``backward`` needs."""
+
+    @abstractmethod
+    def backward(self, record: Record, back: Back, tape: Any, grad: Tensor) -> None:
+        """Hand-derived inner gradient.
+
+        Args:
+            record: called once per map with its name and the gradient at its output.
+            back: ``back(name, delta)`` is ``delta`` times the map's weights, the gradient at the map's input.
+            tape: what ``forward`` returned beside its output.
+            grad: gradient of the inner loss at the network's output, ``[..., W, V]``.
+        """
+
+    def initial_gain(self, name: str) -> float:
+        """Standard deviation, in units of 1/sqrt(inputs), that the learned initial weights of a map start from."""
+        del name
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Matrix(Architecture):
+    """A single matrix, ``f(W, x) = W x``: the memory of linear attention, DeltaNet and linear Titans."""
+
+    def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
+        return (Map("matrix", key_dim, value_dim),)
+
+    def forward(self, linear: Linear, x: Tensor) -> tuple[Tensor, Any]:
+        return linear("matrix", x), None
+
+    def backward(self, record: Record, back: Back, tape: Any, grad: Tensor) -> None:
+        record("matrix", grad)
+
+    def initial_gain(self, name: str) -> float:
+        """Zero: a matrix memory starts empty."""
+        return 0.0
+
+
+@dataclass(frozen=True)
+class MLP(Architecture):
+    """A multi-layer perceptron without biases; Titans' deep memory (camera-ready section 3.3: depth 2, GELU).
+
+    Args:
+        depth: number of linear maps, at least 1.
+        expansion: width of the hidden layers as a multiple of the key size (the paper: 4).
+        activation: between the maps.
+    """
+
+    depth: int = 2
+    expansion: float = 4.0
+    activation: Activation = "gelu"
+
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise UserError(f"an MLP memory has at least 1 layer, not {self.depth}")
+        _check_expansion(self.expansion)
+
+    def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
+        hidden = max(1, round(key_dim * self.expansion))
+        sizes = [key_dim, *[hidden] * (self.depth - 1), value_dim]
+        return tuple(Map(f"layer{i + 1}", a, b) for i, (a, b) in enumerate(zip(sizes, sizes[1:])))
+
+    def forward(self, linear: Linear, x: Tensor) -> tuple[Tensor, Any]:
+        before: list[Tensor] = []
+        for i in range(1, self.depth):
+            before.append(linear(f"layer{i}", x))
+            x = activate(self.activation, before[-1])
+        return linear(f"layer{self.depth}", x), before
+
+    def backward(self, record: Record, back: Back, tape: Any, grad: Tensor) -> None:
+        for i in range(self.depth, 1, -1):
+            record(f"layer{i}", grad)
+            grad = activate_backward(self.activation, back(f"layer{i}", grad), tape[i - 2])
+        record("layer1", grad)
+
+
+@dataclass(frozen=True)
+class GatedMLP(Architecture):
+    """SwiGLU memory, ``W_down (act(W_gate x) * (W_up x))`` (LaCT, TTT-E2E).
+
+    Args:
+        expansion: hidden width as a multiple of the key size.
+        activation: of the gate.
+    """
+
+    expansion: float = 2.0
+    activation: Activation = "silu"
+
+    def __post_init__(self) -> None:
+        _check_expansion(self.expansion)
+
+    def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
+        hidden = max(1, round(key_dim * self.expansion))
+        return (Map("gate", key_dim, hidden), Map("up", key_dim, hidden), Map("down", hidden, value_dim))
+
+    def forward(self, linear: Linear, x: Tensor) -> tuple[Tensor, Any]:
+        gate, up = linear("gate", x), linear("up", x)
+        opened = activate(self.activation, gate)
+        return linear("down", opened * up), (gate, up, opened)
+
+    def backward(self, record: Record, back: Back, tape: Any, grad: Tensor) -> None:
+        gate, up, opened = tape
+        record("down", grad)
+        hidden = back("down", grad)
+        record("up", hidden * opened)
+        record("gate", activate_backward(self.activation, hidden * up, gate))
+
+
+@dataclass(frozen=True)
+class Residual(Architecture):
+    """Residual and LayerNorm around a memory, ``f(W, x) = x + LN(inner(W, x))`` (Titans camera-ready section 3.3).
+
+    The LayerNorm has no gain or shift of its own: the layer's output norm has them. ``eps`` of at least 1e-3 keeps the
+    gradient through the norm bounded while the inner network is still small. Needs keys and values of one size.
+    """
+
+    inner: Architecture = MLP()
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not self.eps > 0:
+            raise UserError(f"the LayerNorm's eps must be above 0, not {self.eps}")
+
+    def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
+        if key_dim != value_dim:
+            raise UserError(f"a residual memory needs keys and values of one size, not {key_dim} and {value_dim}")
+        return self.inner.maps(key_dim, value_dim)
+
+    def forward(self, linear: Linear, x: Tensor) -> tuple[Tensor, Any]:
+        y, tape = self.inner.forward(linear, x)
+        centred = y - y.mean(-1, keepdim=True)
+        inverse = torch.rsqrt(centred.square().mean(-1, keepdim=True) + self.eps)
+        normed = centred * inverse
+        return x + normed, (tape, normed, inverse)
+
+    def backward(self, record: Record, back: Back, tape: Any, grad: Tensor) -> None:
+        inner, normed, inverse = tape
+        along = (grad * normed).mean(-1, keepdim=True)
+        grad = (grad - grad.mean(-1, keepdim=True) - normed * along) * inverse
+        self.inner.backward(record, back, inner, grad)
+
+    def initial_gain(self, name: str) -> float:
+        """A normed network may not start at zero, even if its inner one would."""
+        return self.inner.initial_gain(name) or 1.0
+
+
+def activate(kind: Activation, x: Tensor) -> Tensor:
+    """The activation itself."""
+    if kind == "gelu":
+        return F.gelu(x)
+    if kind == "silu":
+        return F.silu(x)
+    return torch.relu(x) if kind == "relu" else torch.tanh(x)
+
+
+def activate_backward(kind: Activation, grad: Tensor, x: Tensor) -> Tensor:
+    """``grad`` times the activation's derivative at ``x``; itself differentiable."""
+    if kind == "gelu":
+        return torch.ops.aten.gelu_backward(grad, x)
+    if kind == "silu":
+        s = torch.sigmoid(x)
+        return grad * (s * (1 + x * (1 - s)))
+    if kind == "relu":
+        return grad * (x > 0)
+    return grad * (1 - torch.tanh(x).square())

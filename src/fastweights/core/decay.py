@@ -1,0 +1,95 @@
+"""Momentum and decay inside one chunk, as coefficients on scalars.
+
+The recurrence ``S_t = e_t S_{t-1} - lr_t u_t``, ``A_t = a_t A_{t-1} + S_t`` (Titans eqs. 10 and 13, with ``u_t`` the
+inner gradient, ``e`` momentum and ``a`` retention) is linear, so with A_s and S_s where the piece starts
+
+    A_t = carry_t A_s + inertia_t S_s - sum_{i<=t} write_{t,i} u_i,     write = D diag(real) E diag(lr)
+    S_t = fade_t S_s                 - sum_{i<=t} push_{t,i} u_i,       push = E diag(lr)
+
+where ``D_{t,s} = a_{s+1} ... a_t`` and ``E_{s,i} = e_{i+1} ... e_s``. Products are built by doubling: only
+multiplications, so gates of exactly 0 and 1 are exact, nothing is divided and nothing overflows.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Coefficients(NamedTuple):
+    """Scalars of a piece; leading dimensions ``[...]``, W slots.
+
+    Attributes:
+        carry: ``[..., W, 1]`` coefficient of the dual at the piece's start in the weights after each slot.
+        inertia: ``[..., W, 1]`` coefficient of the momentum at the piece's start, or ``None`` without momentum.
+        write: ``[..., W, W]`` lower triangular, coefficient of minus the gradient of slot i in the weights after t.
+        fade: ``[..., 1, 1]`` coefficient of the old momentum in the momentum at the end, or ``None``.
+        push: ``[..., W, 1]`` coefficient of minus each gradient in the momentum at the end, or ``None``.
+    """
+
+    carry: Tensor
+    inertia: Tensor | None
+    write: Tensor
+    fade: Tensor | None
+    push: Tensor | None
+
+
+def products(gate: Tensor) -> Tensor:
+    """``P[..., t, s] = gate_{s+1} ... gate_t`` for t >= s, else 0; from ``gate [..., W]``. Cost O(W^2)."""
+    width = gate.shape[-1]
+    result = torch.ones_like(gate).unsqueeze(-1)
+    blocks = gate.unsqueeze(-1)
+    size = 1
+    padded = 1 << max(width - 1, 0).bit_length()
+    if padded != width:
+        blocks = torch.cat([blocks, blocks.new_ones(*blocks.shape[:-2], padded - width, 1)], -2)
+        result = blocks.new_ones(*gate.shape[:-1], padded, 1)
+    result = result.unsqueeze(-1)
+    while size < padded:
+        early, late = result[..., 0::2, :, :], result[..., 1::2, :, :]
+        first = blocks[..., 1::2, :1] * late[..., :, 0]
+        across = first.unsqueeze(-1) * early[..., -1:, :]
+        top = torch.cat([early, torch.zeros_like(across)], -1)
+        result = torch.cat([top, torch.cat([across, late], -1)], -2)
+        blocks = blocks.reshape(*blocks.shape[:-2], padded // (2 * size), 2 * size)
+        size *= 2
+    return result[..., 0, :width, :width]
+
+
+def coefficients(lr: Tensor, momentum: Tensor | None, retain: Tensor | None, real: Tensor | None) -> Coefficients:
+    """Coefficients of every piece at once from gates ``[..., W]``; ``real`` is True where a slot holds a token.
+
+    In an empty slot the step is the identity (no gate value does that). Cost O(W^2), O(W^3) with momentum.
+    """
+    if real is not None:
+        lr = torch.where(real, lr, 0.0)
+        momentum = None if momentum is None else torch.where(real, momentum, 1.0)
+        retain = None if retain is None else torch.where(real, retain, 1.0)
+    width = lr.shape[-1]
+    if retain is None:
+        decay = torch.ones(width, width, dtype=lr.dtype, device=lr.device).tril().expand(*lr.shape, width)
+        carry = torch.ones_like(lr)
+    else:
+        decay = products(retain)
+        carry = decay[..., :, 0] * retain[..., :1]
+    if momentum is None:
+        return Coefficients(carry.unsqueeze(-1), None, decay * lr.unsqueeze(-2), None, None)
+    past = products(momentum)
+    fading = past[..., :, 0] * momentum[..., :1]
+    taken = decay if real is None else decay * real.unsqueeze(-2).to(decay.dtype)
+    inertia = taken @ fading.unsqueeze(-1)
+    write = (taken @ past) * lr.unsqueeze(-2)
+    push = past[..., -1, :] * lr
+    return Coefficients(carry.unsqueeze(-1), inertia, write, fading[..., -1:, None], push.unsqueeze(-1))
+
+
+def before(c: Coefficients) -> Coefficients:
+    """The coefficients of the weights *before* each slot: the same rows, one later (first row: the start itself)."""
+    carry = torch.cat([torch.ones_like(c.carry[..., :1, :]), c.carry[..., :-1, :]], -2)
+    inertia = c.inertia
+    if inertia is not None:
+        inertia = torch.cat([torch.zeros_like(inertia[..., :1, :]), inertia[..., :-1, :]], -2)
+    write = torch.cat([torch.zeros_like(c.write[..., :1, :]), c.write[..., :-1, :]], -2)
+    return c._replace(carry=carry, inertia=inertia, write=write)

@@ -1,0 +1,214 @@
+"""The engine: ``init_state``, ``run`` and ``step`` for every rule, on the best exact tier.
+
+Tiers: **dual** (any architecture, gates per head or map), **materialised** (gates per channel), **delta** (matrix
+memory with gradients at the current weights), **reference** (anything, token by token).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastweights.core.delta import BLOCK, run_delta
+from fastweights.core.dual import run_dual
+from fastweights.core.gradient import Chunks, Memory
+from fastweights.core.layout import Grid, Layout, from_grid, make_grid, make_layout, to_grid
+from fastweights.core.materialised import run_materialised
+from fastweights.core.reference import run_reference
+from fastweights.core.rule import Rule, Tier
+from fastweights.core.types import Gates, MemoryState, Surprise, gate_width
+from fastweights.errors import UserError
+
+
+class Result(NamedTuple):
+    """Answers ``[B, H, T, V]`` in the dtype of ``q``, the state after the call, and the surprise when asked for."""
+
+    y: Tensor
+    state: MemoryState
+    surprise: Surprise | None
+
+
+def init_state(rule: Rule, initial: tuple[Tensor, ...], batch: int) -> MemoryState:
+    """The state of ``batch`` rows that have read nothing: dual = ``initial``, momentum = 0.
+
+    Args:
+        rule: the rule.
+        initial: the memory's initial weights, ``[H, outputs, inputs]`` per map; gradients flow to them.
+        batch: B.
+    """
+    dual = tuple(_wide(w).unsqueeze(0).repeat(batch, 1, 1, 1) for w in initial)
+    momentum = tuple(torch.zeros_like(w) for w in dual) if rule.has_momentum else ()
+    anchor = () if rule.online else tuple(w.clone() for w in dual)
+    position = torch.zeros(batch, dtype=torch.int64, device=initial[0].device)
+    return MemoryState(dual, momentum, anchor, position)
+
+
+def grid_for(rule: Rule, layout: Layout) -> Grid:
+    """The chunks a rule cuts a call into; compute it once per call and share it between layers of one rule."""
+    if rule.tier == "delta":
+        return make_grid(layout, BLOCK, blocks=True)
+    return make_grid(layout, rule.chunk_size)
+
+
+def run(
+    rule: Rule,
+    initial: tuple[Tensor, ...],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    state: MemoryState,
+    layout: Layout | None = None,
+    grid: Grid | None = None,
+    surprise: bool = False,
+    tier: Tier | None = None,
+) -> Result:
+    """Reads T tokens: writes each to the memory and answers each query.
+
+    Args:
+        rule: the rule.
+        initial: weights that a new document starts from, ``[H, outputs, inputs]`` per map.
+        q: queries ``[B, H, T, K]``, packed as ``layout`` says.
+        k: keys ``[B, H, T, K]``.
+        v: values ``[B, H, T, V]``.
+        gates: see :class:`~fastweights.core.types.Gates`.
+        state: from :func:`init_state` or an earlier call.
+        layout: where each token stands; by default T real tokens of one document per row.
+        grid: :func:`grid_for` of the same rule and layout, where the caller has it already.
+        surprise: also return the surprise of every token.
+        tier: run on this tier instead of the rule's best (``"reference"`` is always possible).
+
+    Returns:
+        Answers, the new state, and the surprise or ``None``. In padding slots answers are unspecified but finite.
+
+    Raises:
+        UserError: shapes that do not fit the rule.
+    """
+    layout = layout or make_layout(state.position, q.shape[2])
+    gates = _check(rule, q, k, v, gates)
+    dtype, wide = q.dtype, state.dual[0].dtype
+    q, k, v = q.to(wide), k.to(wide), v.to(wide)
+    gates = Gates(*[None if g is None else g.to(wide) for g in gates])  # type: ignore[arg-type]
+    k, v, gates, rejected = _reject(k, v, gates)
+    initial = tuple(_wide(w) for w in initial)
+    tier = tier or rule.tier
+    if tier == "reference":
+        y, after, felt = run_reference(rule, initial, q, k, v, gates, state, layout, _full(rejected, q))
+        return Result(y.to(dtype), after, felt if surprise else None)
+    if grid is None:
+        grid = make_grid(layout, BLOCK, blocks=True) if tier == "delta" else make_grid(layout, rule.chunk_size)
+    names = [m.name for m in rule.maps(k.shape[-1], v.shape[-1])]
+    batch, heads = q.shape[:2]
+    flat = {name: w.repeat(batch, 1, 1) for name, w in zip(names, initial, strict=True)} if grid.reset is not None else {}
+    programs = {"dual": run_dual, "materialised": run_materialised, "delta": run_delta}
+    outcome = programs[tier](
+        rule, _chunks(q, k, v, gates, rejected, grid), _flatten(names, state), flat, surprise
+    )
+    y = from_grid(grid, outcome.y.unflatten(1, (batch, heads)))
+    felt = None
+    if surprise and outcome.loss is not None and outcome.gradient_norm is not None:
+        loss, norm = (from_grid(grid, x.unflatten(1, (batch, heads))) for x in (outcome.loss, outcome.gradient_norm))
+        felt = _surprise(loss, norm, gates, _full(rejected, q))
+    return Result(y.to(dtype), _unflatten(outcome.memory, state, layout, batch, heads), felt)
+
+
+def step(
+    rule: Rule,
+    initial: tuple[Tensor, ...],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    gates: Gates,
+    state: MemoryState,
+) -> tuple[Tensor, MemoryState]:
+    """One token per row: ``q``, ``k``, ``v`` ``[B, H, .]`` and gates ``[B, H]`` or ``[B, H, n]``; else as :func:`run`."""
+    later = Gates(*[None if g is None else g.unsqueeze(2) for g in gates])  # type: ignore[arg-type]
+    result = run(rule, initial, q.unsqueeze(2), k.unsqueeze(2), v.unsqueeze(2), later, state)
+    return result.y[:, :, 0], result.state
+
+
+def _wide(w: Tensor) -> Tensor:
+    """Memories are kept in float32 or wider, whatever the model's dtype."""
+    return w.to(torch.promote_types(w.dtype, torch.float32))
+
+
+def _check(rule: Rule, q: Tensor, k: Tensor, v: Tensor, gates: Gates) -> Gates:
+    if q.shape != k.shape or q.shape[:3] != v.shape[:3] or q.dim() != 4:
+        raise UserError(
+            f"queries and keys must be [B, H, T, K] and values [B, H, T, V]; they are {tuple(q.shape)}, "
+            f"{tuple(k.shape)} and {tuple(v.shape)}"
+        )
+    if q.shape[2] == 0:
+        raise UserError("a call must bring at least one token slot")
+    maps = rule.maps(k.shape[-1], v.shape[-1])
+    checked: list[Tensor | None] = []
+    for name, gate, scope in zip(Gates._fields, gates, rule.scopes, strict=True):
+        if (gate is None) != (scope is None):
+            raise UserError(f"this rule {'has no' if scope is None else 'needs a'} gate {name!r}")
+        if gate is None or scope is None:
+            checked.append(None)
+            continue
+        gate = gate.unsqueeze(-1) if gate.dim() == 3 else gate
+        want = (*q.shape[:3], gate_width(scope, maps))
+        if tuple(gate.shape) != want:
+            raise UserError(f"gate {name!r} of scope {scope!r} must have shape {list(want)}, not {list(gate.shape)}")
+        checked.append(gate)
+    return Gates(*checked)  # type: ignore[arg-type]
+
+
+def _reject(k: Tensor, v: Tensor, gates: Gates) -> tuple[Tensor, Tensor, Gates, Tensor | None]:
+    """Masks tokens whose key, value or gates are not finite: that row, head and token alone."""
+    finite = torch.isfinite(k.detach()).all(-1) & torch.isfinite(v.detach()).all(-1)
+    for gate in gates:
+        if gate is not None:
+            finite = finite & torch.isfinite(gate.detach()).all(-1)
+    if not torch.compiler.is_compiling() and bool(finite.all()):
+        return k, v, gates, None
+    keep = finite.unsqueeze(-1)
+    lr, momentum, retain = (None if g is None else torch.where(keep, g, fill) for g, fill in zip(gates, (0.0, 1.0, 1.0)))
+    assert lr is not None
+    return torch.where(keep, k, 0.0), torch.where(keep, v, 0.0), Gates(lr, momentum, retain), ~finite
+
+
+def _full(rejected: Tensor | None, q: Tensor) -> Tensor:
+    return torch.zeros(q.shape[:3], dtype=torch.bool, device=q.device) if rejected is None else rejected
+
+
+def _chunks(q: Tensor, k: Tensor, v: Tensor, gates: Gates, rejected: Tensor | None, grid: Grid) -> Chunks:
+    heads = q.shape[1]
+
+    def cut(x: Tensor) -> Tensor:
+        return to_grid(grid, x).flatten(1, 2).contiguous()
+
+    def rows(x: Tensor) -> Tensor:
+        return x.transpose(0, 1).repeat_interleave(heads, 1)
+
+    real = None if grid.slot is None else rows(grid.slot)
+    if rejected is not None:
+        alive = cut(~rejected)
+        real = alive if real is None else real & alive
+    lr, momentum, retain = (None if g is None else cut(g) for g in gates)
+    assert lr is not None
+    reset = None if grid.reset is None else rows(grid.reset)
+    return Chunks(cut(q), cut(k), cut(v), lr, momentum, retain, real, rows(grid.fresh), reset, grid.aligned)
+
+
+def _flatten(names: list[str], state: MemoryState) -> Memory:
+    dual, momentum, anchor = (
+        dict(zip(names, [w.flatten(0, 1) for w in part], strict=True)) if part else {}
+        for part in (state.dual, state.momentum, state.anchor)
+    )
+    return Memory(dual, momentum, anchor or dual)
+
+
+def _unflatten(memory: Memory, state: MemoryState, layout: Layout, batch: int, heads: int) -> MemoryState:
+    dual, momentum, anchor = (tuple(w.unflatten(0, (batch, heads)) for w in part.values()) for part in memory)
+    return MemoryState(dual, momentum, anchor if state.anchor else (), layout.end, state.extra)
+
+
+def _surprise(loss: Tensor, norm: Tensor, gates: Gates, rejected: Tensor) -> Surprise:
+    momentum = torch.zeros_like(loss) if gates.momentum is None else gates.momentum.mean(-1)
+    retain = torch.ones_like(loss) if gates.retain is None else gates.retain.mean(-1)
+    return Surprise(loss, norm, gates.lr.mean(-1), momentum, retain, rejected)

@@ -1,0 +1,74 @@
+"""The values that pass between the engine and its callers: maps, gates, state and surprise.
+
+Shapes: B batch, H heads, T time, K key, V value, N chunks, W slots of a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+Scope = Literal["head", "map", "key", "value"]
+
+
+class Map(NamedTuple):
+    """One linear map of a memory: its name and its sizes."""
+
+    name: str
+    inputs: int
+    outputs: int
+
+
+class Gates(NamedTuple):
+    """The per-token gates of a rule, each ``[B, H, T]`` (scope ``head``) or ``[B, H, T, n]`` (other scopes).
+
+    ``lr`` is the step size (>= 0), ``momentum`` and ``retain`` lie in [0, 1]. ``None`` where the rule has no such gate.
+    Titans calls them theta, eta and 1 - alpha.
+    """
+
+    lr: Tensor
+    momentum: Tensor | None = None
+    retain: Tensor | None = None
+
+
+class MemoryState(NamedTuple):
+    """All that a memory remembers; a fork is a second reference, since nothing is changed in place.
+
+    ``dual``, ``momentum`` and ``anchor`` hold one tensor ``[B, H, outputs, inputs]`` per map (``momentum`` and
+    ``anchor`` are empty where the rule needs none). ``anchor`` is the weights at the first token of the chunk being
+    read. ``position`` is int64 ``[B]``: real tokens read since the row's document began.
+    """
+
+    dual: tuple[Tensor, ...]
+    momentum: tuple[Tensor, ...]
+    anchor: tuple[Tensor, ...]
+    position: Tensor
+    extra: tuple[Tensor, ...] = ()
+
+
+class Surprise(NamedTuple):
+    """What a memory felt at each token, every field ``[B, H, T]``.
+
+    ``loss`` is the inner loss at the anchor, ``gradient_norm`` the norm of the whole inner gradient before clipping;
+    ``lr``, ``momentum`` and ``retain`` are the gates in force (averaged over maps or channels where their scope is
+    finer than a head; momentum is 0 and retain 1 for rules without them). ``rejected`` marks tokens that were not
+    finite and therefore left no trace.
+    """
+
+    loss: Tensor
+    gradient_norm: Tensor
+    lr: Tensor
+    momentum: Tensor
+    retain: Tensor
+    rejected: Tensor
+
+
+def gate_width(scope: Scope, maps: Sequence[Map]) -> int:
+    """Numbers a gate of this scope needs per head and token."""
+    if scope == "head":
+        return 1
+    if scope == "map":
+        return len(maps)
+    return sum(m.inputs if scope == "key" else m.outputs for m in maps)

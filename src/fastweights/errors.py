@@ -1,0 +1,11 @@
+"""The errors this package raises on purpose: one sentence that says what is wrong and what would be right."""
+
+from __future__ import annotations
+
+
+class FastweightsError(Exception):
+    """Base of every error raised on purpose by this package."""
+
+
+class UserError(FastweightsError, ValueError):
+    """Bad input; the message is one sentence for the person who gave it (the command line exits with status 2)."""
