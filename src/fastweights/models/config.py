@@ -1,0 +1,131 @@
+"""The configuration of a language model: a frozen dataclass that round-trips through JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from fastweights.core.architecture import MLP, Residual
+from fastweights.core.rule import Rule, rule_from_dict
+from fastweights.errors import UserError
+
+Wiring = Literal["lmm", "mac", "mag", "mal"]
+Recall = Literal["aligned", "pooled"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A model of the family.
+
+    Attributes:
+        vocab_size: entries of the tokenizer.
+        dim: width D.
+        depth: blocks.
+        heads: heads of the attention and of each memory.
+        wiring: memory alone (``lmm``), as context (``mac``), as gate (``mag``) or as layer (``mal``).
+        rule: the memory rule. Its inner gradient is clipped by default: stability is on.
+        expansion: hidden width of the blocks' networks as a multiple of ``dim``.
+        convolution: taps of the short convolution in front of the memory.
+        window: tokens seen by sliding-window attention (``mag``, ``mal``).
+        segment: tokens of an attention segment (``mac``), a multiple of the rule's chunk size.
+        persistent: learned tokens in front of every attention window or segment.
+        recall: ``aligned`` recalls one token for each token of the segment, ``pooled`` a few for the segment before
+            (``mac``).
+        memory_tokens: recalled tokens in ``pooled`` mode, a divisor of ``segment``.
+        gate_threshold: below this (before rescaling) a gate of the memory is exactly 0.
+        lr_start: where the lr gate starts, as a share of the rule's ``lr_max``.
+        forget_start: bias that the forget gate starts from; -4 starts shut.
+        tied: the head shares the embedding's weights.
+        embedding_std: spread of the initial embeddings.
+
+    Raises:
+        UserError: values that contradict each other.
+    """
+
+    vocab_size: int = 4096
+    dim: int = 128
+    depth: int = 2
+    heads: int = 4
+    wiring: Wiring = "mag"
+    rule: Rule = Rule(Residual(MLP()))
+    expansion: float = 8 / 3
+    convolution: int = 4
+    window: int = 64
+    segment: int = 64
+    persistent: int = 4
+    recall: Recall = "aligned"
+    memory_tokens: int = 16
+    gate_threshold: float = 0.05
+    lr_start: float = 0.5
+    forget_start: float = -4.0
+    tied: bool = False
+    embedding_std: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "dim", "depth", "heads", "window", "segment", "convolution"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        _require(self.persistent >= 0, f"persistent must be 0 or more, not {self.persistent}")
+        _require(self.dim % self.heads == 0, f"dim {self.dim} is not divisible by {self.heads} heads")
+        _require(self.wiring in get_args(Wiring), f"wiring must be lmm, mac, mag or mal, not {self.wiring!r}")
+        _require(self.recall in get_args(Recall), f"recall must be aligned or pooled, not {self.recall!r}")
+        if self.wiring == "mac":
+            chunk = self.rule.chunk_size
+            _require(
+                self.segment % chunk == 0,
+                f"segment {self.segment} must be a multiple of the rule's chunk size {chunk}",
+            )
+            if self.recall == "pooled":
+                _require(
+                    1 <= self.memory_tokens <= self.segment and self.segment % self.memory_tokens == 0,
+                    f"memory_tokens must divide the segment {self.segment}; it is {self.memory_tokens}",
+                )
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of the blocks' networks, rounded up to a multiple of 16."""
+        return -(-round(self.dim * self.expansion) // 16) * 16
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-ready description."""
+        return asdict(replace(self)) | {"rule": self.rule.to_dict()}
+
+    def to_json(self) -> str:
+        """The configuration as JSON text; :meth:`from_json` is its inverse."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> ModelConfig:
+        """Builds a configuration from :meth:`to_dict`.
+
+        Raises:
+            UserError: an unknown field or value.
+        """
+        known = {f.name for f in fields(ModelConfig)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise UserError(f"a model's configuration has no field {unknown[0]!r}; it has {', '.join(sorted(known))}")
+        values = dict(values)
+        if "rule" in values:
+            values["rule"] = rule_from_dict(values["rule"])
+        return ModelConfig(**values)
+
+    @staticmethod
+    def from_json(text: str) -> ModelConfig:
+        """Builds a configuration from :meth:`to_json`.
+
+        Raises:
+            UserError: text that is not JSON, or an unknown field or value.
+        """
+        try:
+            values = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise UserError(f"the model's configuration is not JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise UserError("the model's configuration must be a JSON object")
+        return ModelConfig.from_dict(values)
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UserError(message)

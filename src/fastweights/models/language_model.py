@@ -1,0 +1,182 @@
+"""The language model: embeddings, blocks, head, and a state that goes in and comes out."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from fastweights.core.layout import make_layout, pack, unpack
+from fastweights.core.types import Surprise
+from fastweights.errors import UserError
+from fastweights.layers.memory import MemoryLayer
+from fastweights.layers.norm import RMSNorm
+from fastweights.layers.stream import Plan, Reading
+from fastweights.models.config import ModelConfig
+from fastweights.models.titans import build_block
+
+ModelState = tuple[Any, ...]
+
+
+class Encoded(NamedTuple):
+    """``hidden [B, T, D]`` after the last norm, the state, and one surprise per memory layer (empty unless asked)."""
+
+    hidden: Tensor
+    state: ModelState
+    surprise: tuple[Surprise, ...]
+
+
+class Output(NamedTuple):
+    """``logits [B, T, vocabulary]`` of the next token, the state, and one surprise per memory layer."""
+
+    logits: Tensor
+    state: ModelState
+    surprise: tuple[Surprise, ...]
+
+
+class LanguageModel(nn.Module):
+    """A Titans language model.
+
+    ``state`` is a tuple of block states (NamedTuples of tensors). Nothing in it is changed in place, so keeping a
+    reference is a fork. Pass it on, detached (:func:`detach_state`), for truncated backpropagation across batches.
+
+    Args:
+        config: the model.
+        recompute: trade time for memory in training: blocks are run again in the backward pass.
+    """
+
+    def __init__(self, config: ModelConfig, recompute: bool = False) -> None:
+        super().__init__()
+        self.config, self.recompute = config, recompute
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.blocks = nn.ModuleList([build_block(config) for _ in range(config.depth)])
+        self.norm = RMSNorm(config.dim)
+        self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
+        nn.init.normal_(self.embedding.weight, std=config.embedding_std)
+        nn.init.normal_(self.head.weight, std=config.dim**-0.5)
+        if config.tied:
+            self.head.weight = self.embedding.weight
+
+    def init_state(self, batch: int) -> ModelState:
+        """The state of ``batch`` rows that have read nothing."""
+        return tuple(block.init_state(batch) for block in self._blocks())
+
+    def _blocks(self) -> list[Any]:
+        return list(self.blocks)
+
+    def position(self, state: ModelState) -> Tensor:
+        """int64 ``[B]``: real tokens read of each row's document."""
+        return self._blocks()[0].position(state[0])
+
+    def encode(
+        self,
+        ids: Tensor,
+        state: ModelState | None = None,
+        *,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        surprise: bool = False,
+    ) -> Encoded:
+        """Reads ``ids`` int64 ``[B, T]`` without computing logits; arguments as in :meth:`forward`."""
+        if ids.dim() != 2 or ids.shape[1] == 0:
+            raise UserError(f"token ids must be [batch, time >= 1]; they are {list(ids.shape)}")
+        if state is None:
+            state = self.init_state(ids.shape[0])
+        position = self.position(state)
+        if position.shape[0] != ids.shape[0]:
+            raise UserError(f"the state holds {position.shape[0]} rows and the input {ids.shape[0]}; they must agree")
+        layout = make_layout(position, ids.shape[1], mask, cu_seqlens)
+        plan = Plan(layout)
+        x = self.embedding(pack(layout, ids))
+        after: list[Any] = []
+        felt: tuple[Surprise, ...] = ()
+        for block, before in zip(self._blocks(), state, strict=True):
+            reading = self._run(block, x, before, plan, surprise)
+            x = reading.y
+            after.append(reading.state)
+            felt = felt + reading.surprise
+        return Encoded(unpack(layout, self.norm(x)), tuple(after), felt)
+
+    def _run(self, block: Any, x: Tensor, state: Any, plan: Plan, surprise: bool) -> Reading[Any]:
+        if not self.recompute or not torch.is_grad_enabled():
+            return block.mix(x, state, plan, surprise)  # type: ignore[no-any-return]
+        return checkpoint(block.mix, x, state, plan, surprise, use_reentrant=False)  # type: ignore[no-any-return]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """``[..., D] -> [..., vocabulary]``."""
+        return self.head(hidden)  # type: ignore[no-any-return]
+
+    def forward(
+        self,
+        ids: Tensor,
+        state: ModelState | None = None,
+        *,
+        mask: Tensor | None = None,
+        cu_seqlens: Tensor | None = None,
+        surprise: bool = False,
+    ) -> Output:
+        """Reads tokens and predicts the next ones.
+
+        Args:
+            ids: int64 ``[B, T]``.
+            state: from :meth:`init_state` or an earlier call; ``None`` starts afresh.
+            mask: bool ``[B, T]``, False where a slot is padding, anywhere in the row.
+            cu_seqlens: borders of documents packed into one row (B = 1).
+            surprise: also return the surprise streams.
+
+        Raises:
+            UserError: shapes that do not fit.
+        """
+        encoded = self.encode(ids, state, mask=mask, cu_seqlens=cu_seqlens, surprise=surprise)
+        return Output(self.logits(encoded.hidden), encoded.state, encoded.surprise)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the configuration and every parameter: which model a memory belongs to."""
+        digest = hashlib.sha256(self.config.to_json().encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Groups for AdamW: decay on the slow weight matrices only, not on gates, W_0, norms, biases or embeddings."""
+        kept = set(map(id, [self.embedding.weight, self.head.weight]))
+        for module in self.modules():
+            if isinstance(module, MemoryLayer):
+                kept |= set(map(id, [*module.initial.values(), *module.gates.parameters()]))
+                kept.add(id(module.convolution.weight))
+        decayed = [p for p in self.parameters() if p.dim() == 2 and id(p) not in kept]
+        chosen = set(map(id, decayed))
+        others = [p for p in self.parameters() if id(p) not in chosen]
+        return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+
+
+def flatten_state(state: Any, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of a state by dotted name (``0.memory.dual.0``)."""
+    if isinstance(state, Tensor):
+        return {prefix: state}
+    names = getattr(state, "_fields", None) or [str(i) for i in range(len(state))]
+    flat: dict[str, Tensor] = {}
+    for name, part in zip(names, state, strict=True):
+        flat |= flatten_state(part, f"{prefix}.{name}" if prefix else name)
+    return flat
+
+
+def unflatten_state(like: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:
+    """A state of the form of ``like`` with the tensors of :func:`flatten_state`."""
+    if isinstance(like, Tensor):
+        return tensors[prefix]
+    names = getattr(like, "_fields", None) or [str(i) for i in range(len(like))]
+    parts = [
+        unflatten_state(part, tensors, f"{prefix}.{name}" if prefix else name)
+        for name, part in zip(names, like, strict=True)
+    ]
+    return type(like)(*parts) if hasattr(like, "_fields") else tuple(parts)
+
+
+def detach_state(state: Any) -> Any:
+    """The same state without its history, for truncated backpropagation."""
+    return unflatten_state(state, {name: value.detach() for name, value in flatten_state(state).items()})
