@@ -1,0 +1,1 @@
+"""Generated tasks with their exact prompts and metrics: needles in haystacks, associative recall."""
