@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 from fastweights.core.architecture import MLP, Residual
 from fastweights.core.rule import Rule, rule_from_dict
 from fastweights.errors import UserError
+from fastweights.layers.memory import Start
 
 Wiring = Literal["lmm", "mac", "mag", "mal"]
 Recall = Literal["aligned", "pooled"]
@@ -36,6 +37,8 @@ class ModelConfig:
         gate_threshold: below this (before rescaling) a gate of the memory is exactly 0.
         lr_start: where the lr gate starts, as a share of the rule's ``lr_max``.
         forget_start: bias that the forget gate starts from; -4 starts shut.
+        start: initial values of the memory layers, ``plain`` or ``induction``; see
+            :class:`~fastweights.layers.memory.MemoryLayer`.
         tied: the head shares the embedding's weights.
         embedding_std: spread of the initial embeddings.
 
@@ -59,6 +62,7 @@ class ModelConfig:
     gate_threshold: float = 0.05
     lr_start: float = 0.5
     forget_start: float = -4.0
+    start: Start = "plain"
     tied: bool = False
     embedding_std: float = 0.5
 
@@ -69,6 +73,7 @@ class ModelConfig:
         _require(self.dim % self.heads == 0, f"dim {self.dim} is not divisible by {self.heads} heads")
         _require(self.wiring in get_args(Wiring), f"wiring must be lmm, mac, mag or mal, not {self.wiring!r}")
         _require(self.recall in get_args(Recall), f"recall must be aligned or pooled, not {self.recall!r}")
+        _require(self.start in get_args(Start), f"start must be plain or induction, not {self.start!r}")
         if self.wiring == "mac":
             chunk = self.rule.chunk_size
             _require(

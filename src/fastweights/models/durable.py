@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
 
 
 def write_file(path: Path, data: bytes) -> None:
@@ -24,6 +28,18 @@ def write_file(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync(path.parent)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors of any device as a safetensors file and wait until it is on the disk. Not atomic.
+
+    Raises:
+        OSError, SafetensorError: when the disk is full or the folder cannot be written.
+    """
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    # safetensors makes files that only their owner can read; a folder that others may read should hold no such file.
+    path.chmod(path.parent.stat().st_mode & 0o666)
+    sync(path)
 
 
 def sync(path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,9 +13,10 @@ from torch.utils.checkpoint import checkpoint
 from fastweights.core.layout import make_layout, pack, unpack
 from fastweights.core.types import Surprise
 from fastweights.errors import UserError
+from fastweights.layers.blocks import Block
 from fastweights.layers.memory import MemoryLayer
 from fastweights.layers.norm import RMSNorm
-from fastweights.layers.stream import Plan, Reading
+from fastweights.layers.stream import Plan, Reading, unpack_surprise
 from fastweights.models.config import ModelConfig
 from fastweights.models.titans import build_block
 
@@ -59,6 +61,7 @@ class LanguageModel(nn.Module):
         nn.init.normal_(self.head.weight, std=config.dim**-0.5)
         if config.tied:
             self.head.weight = self.embedding.weight
+        self._mix: Callable[..., Reading[Any]] = Block.mix
 
     def init_state(self, batch: int) -> ModelState:
         """The state of ``batch`` rows that have read nothing."""
@@ -90,6 +93,7 @@ class LanguageModel(nn.Module):
             raise UserError(f"the state holds {position.shape[0]} rows and the input {ids.shape[0]}; they must agree")
         layout = make_layout(position, ids.shape[1], mask, cu_seqlens)
         plan = Plan(layout)
+        self._blocks()[0].prepare(plan)
         x = self.embedding(pack(layout, ids))
         after: list[Any] = []
         felt: tuple[Surprise, ...] = ()
@@ -98,12 +102,30 @@ class LanguageModel(nn.Module):
             x = reading.y
             after.append(reading.state)
             felt = felt + reading.surprise
-        return Encoded(unpack(layout, self.norm(x)), tuple(after), felt)
+        return Encoded(unpack(layout, self.norm(x)), tuple(after), unpack_surprise(layout, felt))
 
     def _run(self, block: Any, x: Tensor, state: Any, plan: Plan, surprise: bool) -> Reading[Any]:
         if not self.recompute or not torch.is_grad_enabled():
-            return block.mix(x, state, plan, surprise)  # type: ignore[no-any-return]
-        return checkpoint(block.mix, x, state, plan, surprise, use_reentrant=False)  # type: ignore[no-any-return]
+            return self._mix(block, x, state, plan, surprise)
+        return checkpoint(self._mix, block, x, state, plan, surprise, use_reentrant=False)  # type: ignore[no-any-return]
+
+    def compile_blocks(self, backend: str = "inductor") -> bool:
+        """Compiles the blocks one by one with :func:`torch.compile`.
+
+        All blocks share their graphs: one for each length read from a fresh state, and one for single tokens.
+
+        Args:
+            backend: of ``torch.compile``.
+
+        Returns:
+            Whether it did: where the backend does not work (no compiler on this machine) the model stays eager.
+        """
+        try:
+            torch.compile(torch.neg, backend=backend)(torch.zeros(2, device=self.head.weight.device))
+        except torch._dynamo.exc.TorchDynamoException:
+            return False
+        self._mix = torch.compile(Block.mix, fullgraph=True, backend=backend)
+        return True
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., D] -> [..., vocabulary]``."""

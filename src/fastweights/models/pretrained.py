@@ -11,16 +11,16 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from fastweights.errors import UserError
 from fastweights.models.config import ModelConfig
-from fastweights.models.durable import sha256, sync, write_file
+from fastweights.models.durable import sha256, sync, write_file, write_tensors
 from fastweights.models.language_model import LanguageModel
 
 FORMAT = 1
@@ -176,8 +176,7 @@ def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 def _write(model: LanguageModel, folder: Path, tokenizer: str, card: str) -> None:
     tensors = dict(model.named_parameters()) | persistent_buffers(model)
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS)
-    sync(folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, tensors)
     facts = {
         "format": FORMAT,
         "tokenizer": tokenizer,

@@ -20,7 +20,7 @@ def build_block(config: ModelConfig) -> Block:
 def build_mixer(config: ModelConfig) -> StreamLayer[Any]:
     """The memory, wired as the configuration says."""
     gates = GateStart(config.gate_threshold, lr=config.lr_start, forget=config.forget_start)
-    memory = MemoryLayer(config.dim, config.heads, config.rule, convolution=config.convolution, gates=gates)
+    memory = MemoryLayer(config.dim, config.heads, config.rule, convolution=config.convolution, gates=gates, start=config.start)
     if config.wiring == "lmm":
         return memory
     if config.wiring == "mac":

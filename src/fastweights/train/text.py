@@ -1,0 +1,54 @@
+"""Next-token prediction on text files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from fastweights.data.text import find_sources, read_pieces
+from fastweights.data.tokenizer import Ids, load_tokenizer
+from fastweights.errors import UserError
+from fastweights.train.task import Batch, Task, rng
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTask(Task):
+    """Rows cut at random places out of texts, every token predicted.
+
+    All texts are held in memory as token ids, 4 bytes each, joined by the tokenizer's end-of-text id.
+
+    Attributes:
+        tokenizer: ``bytes``, ``bpe4096`` or the path of a tokenizer's JSON file.
+        paths: files, folders, patterns (see `fastweights.data.text.find_sources`).
+    """
+
+    tokenizer: str = "bytes"
+    paths: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.paths:
+            raise UserError("a text task needs paths: name files or folders, as in task.paths=book.txt,notes/")
+
+    def batch(self, seed: int, index: int, batch_size: int, length: int) -> Batch:
+        ids = _tokens(self.tokenizer, self.paths)
+        if len(ids) <= length:
+            raise UserError(
+                f"the texts hold {len(ids)} tokens, too few for rows of {length}: give more or shorten them"
+            )
+        starts = rng(seed, index).integers(0, len(ids) - length, size=batch_size)
+        rows = ids[starts[:, None] + np.arange(length + 1)]
+        return Batch.from_tokens(rows, np.ones(rows.shape))
+
+
+@lru_cache(maxsize=4)
+def _tokens(tokenizer_name: str, paths: tuple[str, ...]) -> Ids:
+    tokenizer = load_tokenizer(tokenizer_name)
+    end = np.array([tokenizer.eos], dtype=np.int32)
+    parts: list[Ids] = []
+    for source in find_sources(paths):
+        with read_pieces(source) as pieces:
+            parts.extend(tokenizer.encode_stream(piece.text for piece in pieces))
+        parts.append(end)
+    return np.concatenate(parts)
