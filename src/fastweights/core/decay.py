@@ -25,6 +25,10 @@ class Coefficients(NamedTuple):
         carry: ``[..., W, 1]`` coefficient of the dual at the piece's start in the weights after each slot.
         inertia: ``[..., W, 1]`` coefficient of the momentum at the piece's start, or ``None`` without momentum.
         write: ``[..., W, W]`` lower triangular, coefficient of minus the gradient of slot i in the weights after t.
+        kept: ``[..., 1, 1]``, gained ``[..., 1, 1]`` (or ``None``) and weight ``[..., W, 1]``: the last rows of carry,
+            inertia and write, which give the weights at the end.
+        gained: see ``kept``.
+        weight: see ``kept``.
         fade: ``[..., 1, 1]`` coefficient of the old momentum in the momentum at the end, or ``None``.
         push: ``[..., W, 1]`` coefficient of minus each gradient in the momentum at the end, or ``None``.
     """
@@ -32,6 +36,9 @@ class Coefficients(NamedTuple):
     carry: Tensor
     inertia: Tensor | None
     write: Tensor
+    kept: Tensor
+    gained: Tensor | None
+    weight: Tensor
     fade: Tensor | None
     push: Tensor | None
 
@@ -74,15 +81,18 @@ def coefficients(lr: Tensor, momentum: Tensor | None, retain: Tensor | None, rea
     else:
         decay = products(retain)
         carry = decay[..., :, 0] * retain[..., :1]
+    carry = carry.unsqueeze(-1)
     if momentum is None:
-        return Coefficients(carry.unsqueeze(-1), None, decay * lr.unsqueeze(-2), None, None)
+        write = decay * lr.unsqueeze(-2)
+        return Coefficients(carry, None, write, carry[..., -1:, :], None, write[..., -1, :, None], None, None)
     past = products(momentum)
     fading = past[..., :, 0] * momentum[..., :1]
     taken = decay if real is None else decay * real.unsqueeze(-2).to(decay.dtype)
     inertia = taken @ fading.unsqueeze(-1)
     write = (taken @ past) * lr.unsqueeze(-2)
-    push = past[..., -1, :] * lr
-    return Coefficients(carry.unsqueeze(-1), inertia, write, fading[..., -1:, None], push.unsqueeze(-1))
+    push = (past[..., -1, :] * lr).unsqueeze(-1)
+    end = carry[..., -1:, :], inertia[..., -1:, :], write[..., -1, :, None]
+    return Coefficients(carry, inertia, write, *end, fading[..., -1:, None], push)
 
 
 def before(c: Coefficients) -> Coefficients:

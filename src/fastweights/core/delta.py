@@ -16,15 +16,18 @@ from torch import Tensor
 
 from fastweights.core.bias import Affine
 from fastweights.core.decay import Coefficients, before, coefficients
-from fastweights.core.gradient import Chunks, Memory, Outcome, Weights, open_chunk
+from fastweights.core.gradient import Chunks, Felt, Memory, Outcome, Weights, all_bounded, open_chunk
 from fastweights.core.rule import Rule
 
 BLOCK = 64
 """Tokens solved together."""
 
 
-def run_delta(rule: Rule, chunks: Chunks, memory: Memory, initial: Weights, surprise: bool) -> Outcome:
-    """Runs a rule over its chunks; see :func:`fastweights.core.engine.run`."""
+def run_delta(rule: Rule, chunks: Chunks, memory: Memory, initial: Weights, surprise: bool) -> Outcome | None:
+    """Runs a rule over its chunks; see :func:`fastweights.core.engine.run`.
+
+    Returns ``None`` where an inner gradient is not finite: one solve for many tokens cannot leave a single one out.
+    """
     affine = rule.bias.affine()
     assert affine is not None, "Rule.tier sends only affine gradients here"
     k, v = chunks.k, chunks.v
@@ -37,12 +40,14 @@ def run_delta(rule: Rule, chunks: Chunks, memory: Memory, initial: Weights, surp
         shifted = None if earlier.inertia is None else earlier.inertia * decay
         earlier = earlier._replace(carry=earlier.carry * decay, inertia=shifted, write=earlier.write * decay)
     path, memory = _walk(plan, _solve(affine, earlier, k, v), k, chunks.reset, memory, initial)
+    if not torch.compiler.is_compiling() and not all_bounded({"matrix": k}, {"matrix": path.errors}):
+        return None
     y = _apply(plan if rule.read == "after" else before(plan), chunks.q, k, path)
     if not surprise:
-        return Outcome(y, memory, None, None)
+        return Outcome(y, memory, None)
     loss = rule.bias.loss(_apply(earlier, k, k, path), v)
     norm = torch.linalg.vector_norm(path.errors, dim=-1) * torch.linalg.vector_norm(k, dim=-1)
-    return Outcome(y, memory, loss, norm)
+    return Outcome(y, memory, Felt(loss, norm, torch.zeros_like(loss, dtype=torch.bool)))
 
 
 class _System(NamedTuple):
@@ -78,11 +83,11 @@ def _walk(
     plan: Coefficients, system: _System, k: Tensor, reset: Tensor | None, memory: Memory, initial: Weights
 ) -> tuple[_Path, Memory]:
     """Carries the memory from chunk to chunk: the only sequential part."""
-    writes = (k * plan.write[..., -1, :, None]).unbind(0)
-    kept = plan.carry[..., -1:, :].unbind(0)
+    writes = (k * plan.weight).unbind(0)
+    kept = plan.kept.unbind(0)
     pushes = inertias = fades = None
-    if plan.inertia is not None and plan.fade is not None and plan.push is not None:
-        pushes, inertias, fades = (k * plan.push).unbind(0), plan.inertia[..., -1:, :].unbind(0), plan.fade.unbind(0)
+    if plan.gained is not None and plan.fade is not None and plan.push is not None:
+        pushes, inertias, fades = (k * plan.push).unbind(0), plan.gained.unbind(0), plan.fade.unbind(0)
     constants = (-system.constant).unbind(0)
     with_dual = None if system.with_dual is None else system.with_dual.unbind(0)
     with_momentum = None if system.with_momentum is None else system.with_momentum.unbind(0)

@@ -16,7 +16,17 @@ from torch import Tensor
 
 from fastweights.core.architecture import Linear
 from fastweights.core.decay import Coefficients, before, coefficients
-from fastweights.core.gradient import Chunks, Gradients, Memory, Outcome, Weights, chunk_gradients, open_chunk
+from fastweights.core.fused import read_product, write_product
+from fastweights.core.gradient import (
+    Chunks,
+    Gradients,
+    Memory,
+    Outcome,
+    Weights,
+    chunk_gradients,
+    gather_felt,
+    open_chunk,
+)
 from fastweights.core.rule import Rule
 
 
@@ -24,7 +34,7 @@ def run_dual(rule: Rule, chunks: Chunks, memory: Memory, initial: Weights, surpr
     """Runs a rule over its chunks; see :func:`fastweights.core.engine.run`."""
     maps = list(memory.dual)
     plans = [_unbind(plan) for plan in _plans(chunks, len(maps))]
-    answers, losses, norms = [], [], []
+    answers, felt = [], []
     resets = [None] * len(chunks.q) if chunks.reset is None else chunks.reset.unbind(0)
     inputs = zip(chunks.q.unbind(0), chunks.k.unbind(0), chunks.v.unbind(0), chunks.lr.unbind(0), strict=True)
     for n, (q, k, v, lr) in enumerate(inputs):
@@ -35,11 +45,8 @@ def run_dual(rule: Rule, chunks: Chunks, memory: Memory, initial: Weights, surpr
             gradients = chunk_gradients(rule, memory.anchor, k, v, surprise)
         answers.append(_answer(rule, memory, gradients, plan, q))
         memory = _advance(memory, gradients, plan)
-        if gradients is not None and surprise:
-            losses.append(gradients.loss)
-            norms.append(gradients.norm)
-    stack = torch.stack
-    return Outcome(stack(answers), memory, stack(losses) if surprise else None, stack(norms) if surprise else None)
+        felt.append(None if gradients is None else gradients.felt)
+    return Outcome(torch.stack(answers), memory, gather_felt(felt))
 
 
 def _nothing_to_write(lr: Tensor) -> bool:
@@ -83,13 +90,13 @@ def dual_linear(memory: Memory, gradients: Gradients | None, plan: dict[str, Coe
 
     def linear(name: str, h: Tensor) -> Tensor:
         c = plan[name]
-        out = torch.bmm(h, memory.dual[name].transpose(1, 2)) * c.carry
-        if c.inertia is not None:
-            out = torch.addcmul(out, torch.bmm(h, memory.momentum[name].transpose(1, 2)), c.inertia)
-        if gradients is None:
-            return out
-        scores = torch.bmm(h, gradients.inputs[name].transpose(1, 2)) * c.write
-        return torch.baddbmm(out, scores, gradients.deltas[name], alpha=-1.0)
+        a, s = memory.dual[name], memory.momentum.get(name)
+        if gradients is not None:
+            return read_product(h, a, s, gradients.inputs[name], gradients.deltas[name], c.carry, c.inertia, c.write)
+        out = torch.bmm(h, a.transpose(1, 2)) * c.carry
+        if s is not None and c.inertia is not None:
+            out = torch.addcmul(out, torch.bmm(h, s.transpose(1, 2)), c.inertia)
+        return out
 
     return linear
 
@@ -98,16 +105,16 @@ def _advance(memory: Memory, gradients: Gradients | None, plan: dict[str, Coeffi
     """Dual and momentum at the end of the piece."""
     dual: Weights = {}
     momentum: Weights = {}
-    for name, old in memory.dual.items():
-        c = plan[name]
-        new = old * c.carry[:, -1:]
-        if c.inertia is not None and c.fade is not None:
-            new = torch.addcmul(new, memory.momentum[name], c.inertia[:, -1:])
-            momentum[name] = memory.momentum[name] * c.fade
+    for name, a in memory.dual.items():
+        c, s = plan[name], memory.momentum.get(name)
         if gradients is not None:
-            delta_t, x = gradients.deltas[name].transpose(1, 2), gradients.inputs[name]
-            new = torch.baddbmm(new, delta_t, x * c.write[:, -1, :, None], alpha=-1.0)
-            if c.push is not None:
-                momentum[name] = torch.baddbmm(momentum[name], delta_t, x * c.push, alpha=-1.0)
-        dual[name] = new
+            x, delta = gradients.inputs[name], gradients.deltas[name]
+            dual[name] = write_product(a, c.kept, s, c.gained, x, delta, c.weight)
+            if s is not None and c.fade is not None and c.push is not None:
+                momentum[name] = write_product(s, c.fade, None, None, x, delta, c.push)
+            continue
+        dual[name] = a * c.kept
+        if s is not None and c.gained is not None and c.fade is not None:
+            dual[name] = torch.addcmul(dual[name], s, c.gained)
+            momentum[name] = s * c.fade
     return Memory(dual, momentum, memory.anchor)

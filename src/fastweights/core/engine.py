@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastweights.core.delta import BLOCK, run_delta
 from fastweights.core.dual import run_dual
-from fastweights.core.gradient import Chunks, Memory
+from fastweights.core.gradient import Chunks, Memory, all_finite
 from fastweights.core.layout import Grid, Layout, from_grid, make_grid, make_layout, to_grid
 from fastweights.core.materialised import run_materialised
 from fastweights.core.reference import run_reference
@@ -84,16 +84,19 @@ def run(
         Answers, the new state, and the surprise or ``None``. In padding slots answers are unspecified but finite.
 
     Raises:
-        UserError: shapes that do not fit the rule.
+        UserError: shapes that do not fit the rule, or a tier that would not compute it exactly.
     """
+    tier = tier or rule.tier
+    if tier not in rule.tiers:
+        raise UserError(f"this rule runs on the tiers {', '.join(rule.tiers)}, not on {tier!r}")
     layout = layout or make_layout(state.position, q.shape[2])
     gates = _check(rule, q, k, v, gates)
+    given = q, k, v, gates
     dtype, wide = q.dtype, state.dual[0].dtype
     q, k, v = q.to(wide), k.to(wide), v.to(wide)
     gates = Gates(*[None if g is None else g.to(wide) for g in gates])  # type: ignore[arg-type]
     k, v, gates, rejected = _reject(k, v, gates)
     initial = tuple(_wide(w) for w in initial)
-    tier = tier or rule.tier
     if tier == "reference":
         y, after, felt = run_reference(rule, initial, q, k, v, gates, state, layout, _full(rejected, q))
         return Result(y.to(dtype), after, felt if surprise else None)
@@ -101,16 +104,18 @@ def run(
         grid = make_grid(layout, BLOCK, blocks=True) if tier == "delta" else make_grid(layout, rule.chunk_size)
     names = [m.name for m in rule.maps(k.shape[-1], v.shape[-1])]
     batch, heads = q.shape[:2]
-    flat = {name: w.repeat(batch, 1, 1) for name, w in zip(names, initial, strict=True)} if grid.reset is not None else {}
-    programs = {"dual": run_dual, "materialised": run_materialised, "delta": run_delta}
-    outcome = programs[tier](
-        rule, _chunks(q, k, v, gates, rejected, grid), _flatten(names, state), flat, surprise
+    flat = (
+        {name: w.repeat(batch, 1, 1) for name, w in zip(names, initial, strict=True)} if grid.reset is not None else {}
     )
+    programs = {"dual": run_dual, "materialised": run_materialised, "delta": run_delta}
+    outcome = programs[tier](rule, _chunks(q, k, v, gates, rejected, grid), _flatten(names, state), flat, surprise)
+    if outcome is None:
+        return run(rule, initial, *given, state, layout, surprise=surprise, tier=rule.tiers[1])
     y = from_grid(grid, outcome.y.unflatten(1, (batch, heads)))
     felt = None
-    if surprise and outcome.loss is not None and outcome.gradient_norm is not None:
-        loss, norm = (from_grid(grid, x.unflatten(1, (batch, heads))) for x in (outcome.loss, outcome.gradient_norm))
-        felt = _surprise(loss, norm, gates, _full(rejected, q))
+    if outcome.felt is not None:
+        loss, norm, overflown = (from_grid(grid, x.unflatten(1, (batch, heads))) for x in outcome.felt)
+        felt = _surprise(loss, norm, gates, _full(rejected, q) | overflown)
     return Result(y.to(dtype), _unflatten(outcome.memory, state, layout, batch, heads), felt)
 
 
@@ -127,6 +132,23 @@ def step(
     later = Gates(*[None if g is None else g.unsqueeze(2) for g in gates])  # type: ignore[arg-type]
     result = run(rule, initial, q.unsqueeze(2), k.unsqueeze(2), v.unsqueeze(2), later, state)
     return result.y[:, :, 0], result.state
+
+
+def read(rule: Rule, weights: tuple[Tensor, ...], q: Tensor) -> Tensor:
+    """What fixed weights answer: reading without learning.
+
+    Args:
+        rule: the rule.
+        weights: ``[B, H, outputs, inputs]`` per map, such as a state's ``dual``.
+        q: queries ``[B, H, T, K]``.
+
+    Returns:
+        ``[B, H, T, V]`` in the dtype of ``q``.
+    """
+    names = [m.name for m in rule.maps(q.shape[-1], weights[-1].shape[-2])]
+    table = dict(zip(names, weights, strict=True))
+    y, _ = rule.architecture.forward(lambda name, x: x @ table[name].transpose(-1, -2), q.to(weights[0].dtype))
+    return y.to(q.dtype)
 
 
 def _wide(w: Tensor) -> Tensor:
@@ -160,14 +182,14 @@ def _check(rule: Rule, q: Tensor, k: Tensor, v: Tensor, gates: Gates) -> Gates:
 
 def _reject(k: Tensor, v: Tensor, gates: Gates) -> tuple[Tensor, Tensor, Gates, Tensor | None]:
     """Masks tokens whose key, value or gates are not finite: that row, head and token alone."""
-    finite = torch.isfinite(k.detach()).all(-1) & torch.isfinite(v.detach()).all(-1)
-    for gate in gates:
-        if gate is not None:
-            finite = finite & torch.isfinite(gate.detach()).all(-1)
-    if not torch.compiler.is_compiling() and bool(finite.all()):
+    inputs = [x.detach() for x in (k, v, *gates) if x is not None]
+    if not torch.compiler.is_compiling() and all_finite(inputs):
         return k, v, gates, None
+    finite = torch.stack([torch.isfinite(x).all(-1) for x in inputs]).all(0)
     keep = finite.unsqueeze(-1)
-    lr, momentum, retain = (None if g is None else torch.where(keep, g, fill) for g, fill in zip(gates, (0.0, 1.0, 1.0)))
+    lr, momentum, retain = (
+        None if g is None else torch.where(keep, g, fill) for g, fill in zip(gates, (0.0, 1.0, 1.0))
+    )
     assert lr is not None
     return torch.where(keep, k, 0.0), torch.where(keep, v, 0.0), Gates(lr, momentum, retain), ~finite
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -40,13 +41,20 @@ class Memory(NamedTuple):
     anchor: Weights
 
 
+class Felt(NamedTuple):
+    """What the inner gradients showed, ``[N, G, W]`` each; ``rejected`` where a gradient was not finite."""
+
+    loss: Tensor
+    gradient_norm: Tensor
+    rejected: Tensor
+
+
 class Outcome(NamedTuple):
-    """What a tier returns: answers ``[N, G, W, V]``, the memory at the end, loss and gradient norm ``[N, G, W]``."""
+    """What a tier returns: answers ``[N, G, W, V]``, the memory at the end, and what was felt if asked for."""
 
     y: Tensor
     memory: Memory
-    loss: Tensor | None
-    gradient_norm: Tensor | None
+    felt: Felt | None
 
 
 class Gradients(NamedTuple):
@@ -54,15 +62,41 @@ class Gradients(NamedTuple):
 
     inputs: Weights
     deltas: Weights
-    loss: Tensor | None
-    norm: Tensor | None
+    felt: Felt | None
 
 
 def chunk_gradients(rule: Rule, anchor: Weights, k: Tensor, v: Tensor, surprise: bool) -> Gradients:
     """Gradients of one chunk ``k [G, W, K]``, ``v [G, W, V]``, clipped as the rule says.
 
-    A token whose inner gradient is not finite gets a zero gradient: it writes nothing.
+    A token whose inner gradient is not finite gets a zero gradient: it writes nothing, while its gates still act.
     """
+    inputs, deltas, prediction = _factors(rule, anchor, k, v)
+    compiling = torch.compiler.is_compiling()
+    if rule.clip is None and not surprise and not compiling and all_bounded(inputs, deltas):
+        return Gradients(inputs, deltas, None)
+    squared = _squared_norm(inputs, deltas)
+    rejected = ~torch.isfinite(squared) if surprise or compiling or not all_finite([squared]) else None
+    if rejected is not None:
+        if torch.is_grad_enabled() and not compiling and bool(rejected.any()):
+            # Again without those tokens: an infinity that is only masked still makes outer gradients NaN.
+            k, v = (torch.where(rejected.unsqueeze(-1), 0.0, x) for x in (k, v))
+            inputs, deltas, prediction = _factors(rule, anchor, k, v)
+            squared = _squared_norm(inputs, deltas)
+        squared = torch.where(rejected, 0.0, squared)
+        drop = rejected.unsqueeze(-1)
+        inputs = {name: torch.where(drop, 0.0, x) for name, x in inputs.items()}
+        deltas = {name: torch.where(drop, 0.0, d) for name, d in deltas.items()}
+    if rule.clip is not None:
+        scale = (rule.clip * torch.rsqrt(squared.clamp_min(rule.clip**2))).unsqueeze(-1)
+        deltas = {name: d * scale for name, d in deltas.items()}
+    if not surprise or rejected is None:
+        return Gradients(inputs, deltas, None)
+    loss = torch.where(rejected, 0.0, rule.bias.loss(prediction, v))
+    return Gradients(inputs, deltas, Felt(loss, _root(squared), rejected))
+
+
+def _factors(rule: Rule, anchor: Weights, k: Tensor, v: Tensor) -> tuple[Weights, Weights, Tensor]:
+    """Inputs and output gradients of every map, and the prediction, at the anchor."""
     inputs: Weights = {}
     deltas: Weights = {}
 
@@ -75,18 +109,28 @@ def chunk_gradients(rule: Rule, anchor: Weights, k: Tensor, v: Tensor, surprise:
 
     prediction, tape = rule.architecture.forward(linear, k)
     rule.architecture.backward(deltas.__setitem__, back, tape, rule.bias.gradient(prediction, v))
-    loss = rule.bias.loss(prediction, v) if surprise else None
-    squared = _squared_norm(inputs, deltas)
-    finite = torch.isfinite(squared)
-    if torch.compiler.is_compiling() or not bool(finite.all()):
-        squared = torch.where(finite, squared, 0.0)
-        keep = finite.unsqueeze(-1)
-        inputs = {name: torch.where(keep, x, 0.0) for name, x in inputs.items()}
-        deltas = {name: torch.where(keep, d, 0.0) for name, d in deltas.items()}
-    if rule.clip is not None:
-        scale = (rule.clip * torch.rsqrt(squared.clamp_min(rule.clip**2))).unsqueeze(-1)
-        deltas = {name: d * scale for name, d in deltas.items()}
-    return Gradients(inputs, deltas, loss, squared.sqrt() if surprise else None)
+    return inputs, deltas, prediction
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether no number is infinite or NaN; one pass, since a finite sum has only finite terms.
+
+    A sum that overflows although its terms are finite answers False, which costs a closer look and nothing else.
+    """
+    return bool(torch.isfinite(torch.stack([x.detach().sum() for x in tensors]).sum()))
+
+
+def all_bounded(inputs: Weights, deltas: Weights) -> bool:
+    """Whether every gradient has a finite squared norm; one pass, since sums over all tokens bound every token's.
+
+    A bound that overflows although no token does answers False, which costs a closer look and nothing else.
+    """
+
+    def total(x: Tensor) -> Tensor:
+        flat = x.detach().flatten()
+        return torch.dot(flat, flat)
+
+    return bool(torch.isfinite(torch.stack([total(d) * total(inputs[name]) for name, d in deltas.items()]).sum()))
 
 
 def _squared_norm(inputs: Weights, deltas: Weights) -> Tensor:
@@ -98,6 +142,18 @@ def _squared_norm(inputs: Weights, deltas: Weights) -> Tensor:
         total = term if total is None else total + term
     assert total is not None, "a memory has at least one map"
     return total
+
+
+def _root(squared: Tensor) -> Tensor:
+    """Square root whose derivative at 0 is 0: empty slots have a zero gradient, and infinity times zero is NaN."""
+    empty = squared == 0.0
+    return torch.where(empty, 1.0, squared).sqrt().masked_fill(empty, 0.0)
+
+
+def gather_felt(felt: list[Felt | None]) -> Felt | None:
+    """Stacks what was felt in each chunk; ``None`` where it was not asked for."""
+    found = [f for f in felt if f is not None]
+    return Felt(*[torch.stack(field) for field in zip(*found, strict=True)]) if found else None
 
 
 def open_chunk(memory: Memory, initial: Weights, fresh: Tensor, reset: Tensor | None, aligned: bool) -> Memory:

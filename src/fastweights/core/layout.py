@@ -133,7 +133,7 @@ class Grid(NamedTuple):
         inverse: int64 ``[B, T]``, grid slot of each packed slot, or ``None``.
         chunks: N.
         width: W, at most the chunk's size.
-        aligned: every chunk is fresh in every row.
+        aligned: every chunk is fresh in every row (never said of a single token, so that compiled steps are one graph).
     """
 
     index: Tensor | None
@@ -184,7 +184,7 @@ def make_grid(layout: Layout, size: int, blocks: bool = False) -> Grid:
         target.clamp_max(chunks * width - 1),
         chunks,
         width,
-        bool(fresh.all()),
+        time > 1 and bool(fresh.all()),
     )
 
 

@@ -8,14 +8,23 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastweights.core.gradient import Chunks, Gradients, Memory, Outcome, Weights, chunk_gradients, open_chunk
+from fastweights.core.gradient import (
+    Chunks,
+    Gradients,
+    Memory,
+    Outcome,
+    Weights,
+    chunk_gradients,
+    gather_felt,
+    open_chunk,
+)
 from fastweights.core.rule import Rule
 from fastweights.core.types import Scope
 
 
 def run_materialised(rule: Rule, chunks: Chunks, memory: Memory, initial: Weights, surprise: bool) -> Outcome:
     """Runs a rule over its chunks; see :func:`fastweights.core.engine.run`."""
-    answers, losses, norms = [], [], []
+    answers, felt = [], []
     gates = [[None] * len(chunks.q) if g is None else g.unbind(0) for g in (chunks.lr, chunks.momentum, chunks.retain)]
     for n, (q, k, v) in enumerate(zip(chunks.q.unbind(0), chunks.k.unbind(0), chunks.v.unbind(0), strict=True)):
         reset = None if chunks.reset is None else chunks.reset[n]
@@ -25,11 +34,8 @@ def run_materialised(rule: Rule, chunks: Chunks, memory: Memory, initial: Weight
         old = memory
         memory, path = _walk(rule, memory, gradients, [g[n] for g in gates], real)
         answers.append(_answer(rule, old, path, q))
-        if surprise:
-            losses.append(gradients.loss)
-            norms.append(gradients.norm)
-    stack = torch.stack
-    return Outcome(stack(answers), memory, stack(losses) if surprise else None, stack(norms) if surprise else None)
+        felt.append(gradients.felt)
+    return Outcome(torch.stack(answers), memory, gather_felt(felt))
 
 
 def _walk(

@@ -45,9 +45,7 @@ def titans_swiglu(expansion: float = 2.0, chunk_size: int = 16) -> Rule:
 
 def linear_attention() -> Rule:
     """Linear attention (arXiv 2006.16236): Hebbian writes to a matrix, nothing forgotten."""
-    return Rule(
-        Matrix(), DotProduct(), NoRetention(), GradientDescent(), chunk_size=1, clip=None, normalise_qk=False
-    )
+    return Rule(Matrix(), DotProduct(), NoRetention(), GradientDescent(), chunk_size=1, clip=None, normalise_qk=False)
 
 
 def deltanet() -> Rule:
@@ -57,9 +55,7 @@ def deltanet() -> Rule:
 
 def gated_deltanet() -> Rule:
     """Gated DeltaNet (arXiv 2412.06464): the delta rule with the gradient at the decayed memory."""
-    return Rule(
-        Matrix(), L2(), WeightDecay(), GradientDescent(), chunk_size=1, clip=None, decay_before_grad=True
-    )
+    return Rule(Matrix(), L2(), WeightDecay(), GradientDescent(), chunk_size=1, clip=None, decay_before_grad=True)
 
 
 PRESETS: dict[str, Callable[[], Rule]] = {

@@ -37,7 +37,7 @@ def run_reference(
     ]
     y = torch.stack([row[0] for row in rows])
     parts = [tuple(torch.stack(w) for w in zip(*[row[1][i] for row in rows], strict=True)) for i in range(3)]
-    loss, norm = (torch.stack([row[i] for row in rows]) for i in (2, 3))
+    loss, norm, rejected = (torch.stack([row[i] for row in rows]) for i in (2, 3, 4))
     zero = torch.zeros_like(loss)
     momentum = zero if gates.momentum is None else gates.momentum.mean(-1)
     retain = zero + 1 if gates.retain is None else gates.retain.mean(-1)
@@ -60,19 +60,20 @@ def _run_row(
     layout: Layout,
     rejected: Tensor,
     b: int,
-) -> tuple[Tensor, tuple[Weights, Weights, Weights], Tensor, Tensor]:
-    """One row ``[H, T, .]``: answers, (dual, momentum, anchor) at the end, loss and gradient norm."""
+) -> tuple[Tensor, tuple[Weights, Weights, Weights], Tensor, Tensor, Tensor]:
+    """One row ``[H, T, .]``: answers, (dual, momentum, anchor) at the end, loss, gradient norm and rejected tokens."""
     dual = tuple(w[b] for w in state.dual)
     momentum = tuple(w[b] for w in state.momentum)
     anchor = tuple(w[b] for w in state.anchor)
     names = [m.name for m in rule.maps(k.shape[-1], v.shape[-1])]
-    answers, losses, norms = [], [], []
+    answers, losses, norms, unusable = [], [], [], []
     length = int(layout.length[b])
     for t in range(q.shape[1]):
         if t >= length:
             answers.append(torch.zeros_like(v[:, 0]))
             losses.append(torch.zeros_like(v[:, 0, 0]))
             norms.append(torch.zeros_like(v[:, 0, 0]))
+            unusable.append(rejected[b, :, t])
             continue
         if layout.reset is not None and bool(layout.reset[b, t]):
             dual, momentum = initial, tuple(torch.zeros_like(w) for w in momentum)
@@ -87,7 +88,7 @@ def _run_row(
         at = anchor if not rule.online else dual
         if rule.decay_before_grad and keep is not None:
             at = tuple(a * w for a, w in zip(keep, dual, strict=True))
-        loss, grads, norm = inner_gradient(rule, names, at, k[:, t], v[:, t])
+        loss, grads, norm, overflown = inner_gradient(rule, names, at, k[:, t], v[:, t])
         alive = ~rejected[b, :, t, None, None]
         earlier = dual
         pushed = [-step * grad for step, grad in zip(lr, grads, strict=True)]
@@ -101,8 +102,9 @@ def _run_row(
         answers.append(apply_weights(rule, names, weights, q[:, t]))
         losses.append(loss)
         norms.append(norm)
-    stacked = torch.stack(answers, 1), torch.stack(losses, 1), torch.stack(norms, 1)
-    return stacked[0], (dual, momentum, anchor if state.anchor else ()), stacked[1], stacked[2]
+        unusable.append(rejected[b, :, t] | overflown)
+    y, loss, norm, refused = (torch.stack(found, 1) for found in (answers, losses, norms, unusable))
+    return y, (dual, momentum, anchor if state.anchor else ()), loss, norm, refused
 
 
 def apply_weights(rule: Rule, names: list[str], weights: Weights, x: Tensor) -> Tensor:
@@ -112,18 +114,40 @@ def apply_weights(rule: Rule, names: list[str], weights: Weights, x: Tensor) -> 
     return y[:, 0]
 
 
-def inner_gradient(rule: Rule, names: list[str], weights: Weights, k: Tensor, v: Tensor) -> tuple[Tensor, Weights, Tensor]:
-    """Inner loss ``[H]``, its gradient by autograd (clipped as the rule says), and the norm before clipping ``[H]``."""
+def inner_gradient(
+    rule: Rule, names: list[str], weights: Weights, k: Tensor, v: Tensor
+) -> tuple[Tensor, Weights, Tensor, Tensor]:
+    """Inner loss ``[H]``, its gradient by autograd (clipped as the rule says), and the norm before clipping ``[H]``.
+
+    The last value, bool ``[H]``, marks heads whose gradient is not finite; theirs is zero.
+    """
+    loss, grads = _differentiate(rule, names, weights, k, v)
+    overflown = ~torch.isfinite(_squared(grads))
+    if bool(overflown.any()):
+        # Again without those tokens: an infinity that is only masked still makes outer gradients NaN.
+        k, v = (torch.where(overflown[:, None], 0.0, x) for x in (k, v))
+        loss, grads = _differentiate(rule, names, weights, k, v)
+        loss = torch.where(overflown, 0.0, loss)
+        grads = tuple(torch.where(overflown[:, None, None], 0.0, g) for g in grads)
+    squared = _squared(grads)
+    still = squared == 0
+    # The square root has no derivative at 0, where tokens without a gradient stand.
+    norm = torch.where(still, 1.0, squared).sqrt().masked_fill(still, 0.0)
+    if rule.clip is not None:
+        scale = rule.clip * torch.rsqrt(squared.clamp_min(rule.clip**2))
+        grads = tuple(g * scale[:, None, None] for g in grads)
+    return loss, grads, norm, overflown
+
+
+def _differentiate(rule: Rule, names: list[str], weights: Weights, k: Tensor, v: Tensor) -> tuple[Tensor, Weights]:
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
         leaves = tuple(w if w.requires_grad and differentiable else w.detach().requires_grad_() for w in weights)
         loss = rule.bias.loss(apply_weights(rule, names, leaves, k), v)
         grads = torch.autograd.grad(loss.sum(), leaves, create_graph=differentiable)
-    squared = torch.stack([g.square().sum((1, 2)) for g in grads]).sum(0)
-    finite = torch.isfinite(squared)
-    squared = torch.where(finite, squared, 0.0)
-    grads = tuple(torch.where(finite[:, None, None], g, 0.0) for g in grads)
-    if rule.clip is not None:
-        scale = rule.clip * torch.rsqrt(squared.clamp_min(rule.clip**2))
-        grads = tuple(g * scale[:, None, None] for g in grads)
-    return loss if differentiable else loss.detach(), grads, squared.sqrt()
+    return loss if differentiable else loss.detach(), grads
+
+
+def _squared(grads: Weights) -> Tensor:
+    """Squared norm of the whole gradient of each head, ``[H]``."""
+    return torch.stack([g.square().sum((1, 2)) for g in grads]).sum(0)

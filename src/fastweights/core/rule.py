@@ -83,13 +83,19 @@ class Rule:
     @property
     def tier(self) -> Tier:
         """The fastest exact way to run this rule; see :mod:`fastweights.core.engine`."""
+        return self.tiers[0]
+
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """Every exact way to run this rule, the fastest first."""
         channels = any(scope in ("key", "value") for scope in self.scopes)
-        if self.online and not channels and self.clip is None and isinstance(self.architecture, Matrix):
-            if self.bias.affine() is not None:
-                return "delta"
-        if self.decay_before_grad:
-            return "reference"
-        return "materialised" if channels else "dual"
+        affine = isinstance(self.architecture, Matrix) and self.bias.affine() is not None
+        found: list[Tier] = []
+        if self.online and not channels and self.clip is None and affine:
+            found.append("delta")
+        if not self.decay_before_grad:
+            found += ["materialised"] if channels else ["dual", "materialised"]
+        return (*found, "reference")
 
     @property
     def learns(self) -> bool:

@@ -20,14 +20,21 @@ class AttentionState(NamedTuple):
 
 
 def rotate(x: Tensor, index: Tensor, base: float = 10_000.0) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864) of ``x [..., T, head_dim]`` at integer positions ``index [T]``."""
+    """Rotary position embedding (arXiv 2104.09864) of ``x [..., T, head_dim]`` at integer positions ``index [..., T]``."""
     half = x.shape[-1] // 2
     wide = torch.promote_types(x.dtype, torch.float32)
     frequency = base ** (-torch.arange(half, device=x.device, dtype=wide) / half)
-    angle = index.to(wide)[:, None] * frequency
+    angle = index.to(wide).unsqueeze(-1) * frequency
     cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
     a, b = x[..., :half], x[..., half : 2 * half]
     return torch.cat([a * cos - b * sin, b * cos + a * sin, x[..., 2 * half :]], -1)
+
+
+class Buffer(NamedTuple):
+    """Keys and values ``[B, heads, slots, head_dim]``, unrotated; slots not filled yet hold zeros."""
+
+    keys: Tensor
+    values: Tensor
 
 
 class Heads(nn.Module):
@@ -46,11 +53,21 @@ class Heads(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
         return q, k, v
 
+    def keys_values(self, x: Tensor) -> Buffer:
+        """``x [B, T, dim]`` to keys and values alone, ``[B, heads, T, head_dim]``."""
+        mixed = nn.functional.linear(x, self.qkv.weight[x.shape[-1] :])
+        return Buffer(*mixed.unflatten(-1, (2, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4))
+
+    def buffer(self, batch: int, slots: int) -> Buffer:
+        """Room for the keys and values of ``slots`` tokens."""
+        shape = (batch, self.heads, slots, self.head_dim)
+        return Buffer(self.qkv.weight.new_zeros(shape), self.qkv.weight.new_zeros(shape))
+
     def prefix(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
         """Keys and values of the persistent tokens, ``[heads, P, head_dim]``, or ``None``."""
         if self.persistent is None:
             return None
-        _, k, v = self.project(self.persistent.to(dtype).unsqueeze(0))
+        k, v = self.keys_values(self.persistent.to(dtype).unsqueeze(0))
         return k[0], v[0]
 
     def merge(self, y: Tensor) -> Tensor:
@@ -101,9 +118,8 @@ class SlidingWindowAttention(StreamLayer[AttentionState]):
         self.heads = Heads(dim, heads, persistent)
 
     def init_state(self, batch: int) -> AttentionState:
-        weight = self.heads.qkv.weight
-        empty = weight.new_zeros(batch, self.heads.heads, self.window, self.heads.head_dim)
-        return AttentionState(empty, empty.clone(), torch.zeros(batch, dtype=torch.int64, device=weight.device))
+        position = torch.zeros(batch, dtype=torch.int64, device=self.heads.qkv.weight.device)
+        return AttentionState(*self.heads.buffer(batch, self.window), position)
 
     def position(self, state: AttentionState) -> Tensor:
         return state.position
@@ -138,7 +154,10 @@ class SlidingWindowAttention(StreamLayer[AttentionState]):
         return y.flatten(2, 3)[:, :, :time]
 
     def _last(self, whole: Tensor, layout: Layout) -> Tensor:
-        if layout.real is None:
+        """The last ``window`` tokens of the document; zeros where it has not that many."""
+        if layout.real is None and layout.reset is None:
             return whole[:, :, -self.window :].clone()
         index = layout.length[:, None] + torch.arange(self.window, device=whole.device)
-        return whole.gather(2, index[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[3]))
+        last = whole.gather(2, index[:, None, :, None].expand(-1, whole.shape[1], -1, whole.shape[3]))
+        ages = torch.arange(self.window, 0, -1, device=whole.device)
+        return torch.where((ages <= layout.end[:, None])[:, None, :, None], last, 0.0)

@@ -40,6 +40,9 @@ class MAG(StreamLayer[MixerState]):
     def position(self, state: MixerState) -> Tensor:
         return state.attention.position
 
+    def prepare(self, plan: Plan) -> None:
+        self.memory.prepare(plan)
+
     def mix(self, x: Tensor, state: MixerState, plan: Plan, surprise: bool) -> Reading[MixerState]:
         attended = self.attention.mix(x, state.attention, plan, surprise)
         recalled = self.memory.mix(x, state.memory, plan, surprise)
@@ -61,6 +64,9 @@ class MAL(StreamLayer[MixerState]):
 
     def position(self, state: MixerState) -> Tensor:
         return state.attention.position
+
+    def prepare(self, plan: Plan) -> None:
+        self.memory.prepare(plan)
 
     def mix(self, x: Tensor, state: MixerState, plan: Plan, surprise: bool) -> Reading[MixerState]:
         recalled = self.memory.mix(x, state.memory, plan, surprise)
@@ -98,6 +104,9 @@ class Block(StreamLayer[Any]):
 
     def position(self, state: Any) -> Tensor:
         return self.mixer.position(state)
+
+    def prepare(self, plan: Plan) -> None:
+        self.mixer.prepare(plan)
 
     def mix(self, x: Tensor, state: Any, plan: Plan, surprise: bool) -> Reading[Any]:
         mixed = self.mixer.mix(self.mixer_norm(x), state, plan, surprise)

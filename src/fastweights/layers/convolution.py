@@ -37,7 +37,7 @@ class ShortConvolution(nn.Module):
             shifted = whole[:, reach - back : reach - back + time]
             if layout.reset is not None:
                 shifted = torch.where((layout.position >= back).unsqueeze(-1), shifted, 0.0)
-            y = torch.addcmul(y, shifted, weight[back])
+            y.addcmul_(shifted, weight[back])
         if layout.real is None and layout.reset is None:
             return y, whole[:, time:].clone()
         ages = torch.arange(reach, 0, -1, device=x.device)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any, Generic, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor, nn
 
 from fastweights.core.engine import grid_for
-from fastweights.core.layout import Grid, Layout, make_grid, make_layout, pack, unpack
+from fastweights.core.layout import Grid, Layout, from_grid, make_grid, make_layout, pack, to_grid, unpack
 from fastweights.core.rule import Rule
 from fastweights.core.types import Surprise
 from fastweights.errors import UserError
@@ -32,7 +34,8 @@ class Plan:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self._grids: dict[Rule | int, Grid] = {}
+        self._grids: dict[Rule, Grid] = {}
+        self._pieces: dict[int, Pieces] = {}
 
     def for_rule(self, rule: Rule) -> Grid:
         """The chunks of a rule."""
@@ -40,11 +43,65 @@ class Plan:
             self._grids[rule] = grid_for(rule, self.layout)
         return self._grids[rule]
 
-    def for_size(self, size: int) -> Grid:
-        """Chunks of ``size`` positions."""
-        if size not in self._grids:
-            self._grids[size] = make_grid(self.layout, size)
-        return self._grids[size]
+    def pieces(self, size: int) -> Pieces:
+        """The parts of the call that lie in each row's next segments of ``size`` positions."""
+        if size not in self._pieces:
+            self._pieces[size] = cut_pieces(self.layout, size)
+        return self._pieces[size]
+
+
+class Piece(NamedTuple):
+    """The tokens ``[B, W]`` of a call that lie in one segment of each row; rows may stand at different segments.
+
+    Attributes:
+        plan: layout and grids of these tokens alone.
+        slots: int64 ``[B, W]``, place of each token in its segment.
+        fresh: bool ``[B]``, the segment begins with this piece.
+        begins: bool ``[B]``, so does a new document, or ``None`` when none does.
+        opens: some row is fresh.
+    """
+
+    plan: Plan
+    slots: Tensor
+    fresh: Tensor
+    begins: Tensor | None
+    opens: bool
+
+
+class Pieces(NamedTuple):
+    """A call cut into pieces, and the grid that cuts it."""
+
+    grid: Grid
+    parts: tuple[Piece, ...]
+
+    def cut(self, x: Tensor) -> tuple[Tensor, ...]:
+        """``[B, H, T, ...]`` (packed) to one ``[B, H, W, ...]`` for each piece; slots without a token hold zeros."""
+        return to_grid(self.grid, x).unbind(0)
+
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
+        """The inverse of :meth:`cut` (padding slots: unspecified)."""
+        return from_grid(self.grid, torch.stack(list(parts)))
+
+
+def cut_pieces(layout: Layout, size: int) -> Pieces:
+    """Cuts a call where segments of ``size`` positions begin; every piece gets a layout of its own."""
+    grid = make_grid(layout, size)
+    parts = []
+    end = layout.end
+    for n, here in enumerate(to_grid(grid, layout.position.unsqueeze(1))[:, :, 0]):
+        real = None if grid.slot is None or bool(grid.slot[:, n].all()) else grid.slot[:, n]
+        length = torch.full_like(end, grid.width) if real is None else real.sum(1)
+        last = here.gather(1, (length - 1).clamp_min(0)[:, None])[:, 0]
+        end = torch.where(length > 0, last + 1, end)
+        begins = None if grid.reset is None else grid.reset[:, n]
+        reset = None
+        if begins is not None and bool(begins.any()):
+            reset = torch.zeros_like(here, dtype=torch.bool)
+            reset[:, 0] = begins
+        plan = Plan(Layout(here, length, real, reset, None, None, None, end))
+        fresh = grid.fresh[:, n]
+        parts.append(Piece(plan, here % size, fresh, None if reset is None else begins, bool(fresh.any())))
+    return Pieces(grid, tuple(parts))
 
 
 class StreamLayer(nn.Module, Generic[State]):
@@ -63,6 +120,9 @@ class StreamLayer(nn.Module, Generic[State]):
     @abstractmethod
     def position(self, state: State) -> Tensor:
         """int64 ``[B]``: real tokens read of each row's document."""
+
+    def prepare(self, plan: Plan) -> None:
+        """Cuts the grids that :meth:`mix` will ask the plan for: ``mix`` can then be compiled as one graph."""
 
     @abstractmethod
     def mix(self, x: Tensor, state: State, plan: Plan, surprise: bool) -> Reading[State]:
@@ -97,8 +157,17 @@ class StreamLayer(nn.Module, Generic[State]):
         if position.shape[0] != x.shape[0]:
             raise UserError(f"the state holds {position.shape[0]} rows and the input {x.shape[0]}; they must agree")
         layout = make_layout(position, x.shape[1], mask, cu_seqlens)
-        reading = self.mix(pack(layout, x), state, Plan(layout), surprise)
-        return reading._replace(y=unpack(layout, reading.y))
+        plan = Plan(layout)
+        self.prepare(plan)
+        reading = self.mix(pack(layout, x), state, plan, surprise)
+        return Reading(unpack(layout, reading.y), reading.state, unpack_surprise(layout, reading.surprise))
+
+
+def unpack_surprise(layout: Layout, felt: tuple[Surprise, ...]) -> tuple[Surprise, ...]:
+    """Moves surprise streams ``[B, H, T]`` from packed order to array order; padding slots hold 0."""
+    if layout.present is None:
+        return felt
+    return tuple(Surprise(*[unpack(layout, x.transpose(1, 2)).transpose(1, 2) for x in one]) for one in felt)
 
 
 def checked(condition: bool, message: str) -> None:

@@ -1,0 +1,164 @@
+"""Properties 1 and 2: every tier agrees with the autograd loop, and inner gradients by hand with autograd."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from statistics import median
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastweights.core.conformance_trial import Trial, make_trial, moving
+from fastweights.core.gradient import chunk_gradients
+from fastweights.core.properties import Verdict, error, identical, not_applicable, within, worst
+from fastweights.core.rule import Rule
+from fastweights.core.types import MemoryState
+
+EXACT = 1e-10
+"""Largest relative error in float64."""
+
+ROUNDING = 1e-6
+"""What float32 may add to any error; memories are kept in float32 or wider."""
+
+
+class Scene(NamedTuple):
+    """One call: the tokens, the state before (``None``: fresh, so that gradients reach W_0), padding and documents."""
+
+    x: Tensor
+    state: MemoryState | None
+    mask: Tensor | None = None
+    cu_seqlens: Tensor | None = None
+
+
+def scenes(trial: Trial, time: int, seed: int) -> Iterator[Scene]:
+    """Two rows in mid-document at different phases, with padding; and one row of several documents from W_0."""
+    generator = torch.Generator().manual_seed(seed)
+    mask = torch.rand(2, time, generator=generator) > 0.2
+    yield Scene(trial.draw(2, time, seed), trial.midway(2, seed), mask)
+    yield Scene(trial.draw(1, time, seed + 1), None, None, torch.tensor(borders(time)))
+
+
+def borders(time: int) -> list[int]:
+    """Borders of up to three documents in ``time`` slots, off the chunks' grid."""
+    return sorted({0, time // 5, time // 2, time})
+
+
+def outcome(trial: Trial, scene: Scene) -> dict[str, Tensor]:
+    """Answers, state and surprise of a call, and the gradients of a random weighing of them all; heads first."""
+    initial, x = moving(trial.initial), moving(scene.x)
+    trial = replace(trial, initial=initial)
+    state = trial.fresh(x.shape[0]) if scene.state is None else moving(scene.state)
+    answer = trial.read(x, state, scene.mask, scene.cu_seqlens, surprise=True)
+    assert answer.surprise is not None, "it was asked for"
+    found = {"reads": answer.y.movedim(2, 0)}
+    found |= {name: getattr(answer.surprise, name).movedim(2, 0) for name in ("loss", "gradient_norm")}
+    for name in ("dual", "momentum", "anchor"):
+        found |= {f"{name} {i}": w.movedim(1, 0) for i, w in enumerate(getattr(answer.state, name))}
+    generator = torch.Generator().manual_seed(7)
+    weighed = [
+        (t.double() * torch.randn(t.shape, generator=generator, dtype=torch.float64)).sum() for t in found.values()
+    ]
+    leaves = [x, *initial]
+    if scene.state is not None:
+        leaves = [x, *state.dual, *state.momentum, *state.anchor]
+    grads = torch.autograd.grad(torch.stack(weighed).sum(), leaves, allow_unused=True, materialize_grads=True)
+    for name, part in trial.split(grads[0]).items():
+        found[f"gradient of {name}"] = part.movedim(2, 0)
+    axis, kind = (0, "W_0") if scene.state is None else (1, "state")
+    found |= {f"gradient of {kind} {i}": g.movedim(axis, 0) for i, g in enumerate(grads[1:])}
+    return {name: t.detach() for name, t in found.items()}
+
+
+def tiers_agree(trial: Trial, time: int, seed: int) -> Verdict:
+    """Property 1 in float64: reads, state, surprise and all outer gradients of every tier, against the loop."""
+    tiers = [tier for tier in trial.rule.tiers if tier != "reference"]
+    if not tiers:
+        return not_applicable("the rule runs on the reference itself")
+    verdicts = []
+    for scene in scenes(trial, time, seed):
+        want = outcome(trial.on("reference"), scene)
+        for tier in tiers:
+            got = outcome(trial.on(tier), scene)
+            verdicts += [within(got[name], want[name], EXACT, f"{tier}, {name}: ") for name in want]
+    x, state = trial.draw(1, time, seed), trial.midway(1, seed)
+    verdicts.append(
+        identical(trial.read(x, state, surprise=True)[:2], trial.read(x, state)[:2], "surprise asked for: ")
+    )
+    return worst(verdicts)
+
+
+def rounding(trial: Trial, time: int, seed: int, dtype: torch.dtype, factor: float) -> Verdict:
+    """Property 1 in a narrower dtype: the error is at most ``factor`` times that of the loop in the same dtype.
+
+    Both are measured against the float64 loop on the same (rounded) inputs. Every head is a draw of its own; errors are
+    medians over heads.
+    """
+    if trial.rule.tier == "reference":
+        return not_applicable("the rule runs on the reference itself")
+    single = trial.to(torch.float32)
+    verdicts = []
+    for scene in scenes(single, time, seed):
+        narrow = scene._replace(x=scene.x.to(dtype))
+        exact = scene._replace(x=narrow.x.double(), state=None if scene.state is None else widened(scene.state))
+        truth = outcome(single.to(torch.float64).on("reference"), exact)
+        loop, fast = outcome(single.on("reference"), narrow), outcome(single, narrow)
+        for name, want in truth.items():
+            if fast[name].dtype != loop[name].dtype:
+                return Verdict(False, f"{name} has dtype {fast[name].dtype}, not {loop[name].dtype}")
+            mine, theirs = ([error(t, w) for t, w in zip(found[name].double(), want)] for found in (fast, loop))
+            margin = median(a / (factor * b + ROUNDING) for a, b in zip(mine, theirs, strict=True))
+            detail = f"{name}: error {median(mine):.1e}, the loop's {median(theirs):.1e}"
+            verdicts.append(Verdict(margin <= 1.0, detail, margin))
+    return worst(verdicts)
+
+
+def widened(state: MemoryState) -> MemoryState:
+    """The state in float64."""
+    dual, momentum, anchor = (tuple(w.double() for w in part) for part in state[:3])
+    return state._replace(dual=dual, momentum=momentum, anchor=anchor)
+
+
+def inner_gradients(rule: Rule, key_dim: int, value_dim: int, seeds: int) -> Verdict:
+    """Property 2: the hand-derived gradient, loss, norm and clip of every token equal autograd's."""
+    verdicts = []
+    for seed in range(seeds):
+        trial = make_trial(rule, key_dim, value_dim, seed=seed)
+        found = trial.inputs(trial.draw(1, 8, seed))
+        k, v = found.k[0], found.v[0]
+        names = [m.name for m in rule.maps(key_dim, value_dim)]
+        anchor = dict(zip(names, trial.initial, strict=True))
+        loss, want = autograd_gradients(rule, anchor, k, v)
+        norm = torch.stack([g.square().sum((-1, -2)) for g in want.values()]).sum(0).sqrt()
+        clip = float(norm.median())
+        for bound in (None, clip):
+            got = chunk_gradients(replace(rule, clip=bound), anchor, k, v, surprise=True)
+            share = torch.ones_like(norm) if bound is None else (bound / norm).clamp_max(1.0)
+            for name in names:
+                formed = got.deltas[name].unsqueeze(-1) * got.inputs[name].unsqueeze(-2)
+                verdicts.append(within(formed, want[name] * share[..., None, None], EXACT, f"{name}, clip {bound}: "))
+            verdicts.append(within(got.felt, (loss, norm, torch.zeros_like(norm, dtype=torch.bool)), EXACT, "felt: "))
+        verdicts.append(bias_gradient(rule, v, torch.roll(v, 1, 1)))
+    return worst(verdicts)
+
+
+def autograd_gradients(rule: Rule, anchor: dict[str, Tensor], k: Tensor, v: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    """Loss ``[H, T]`` of every token, and its gradient with respect to weights of its own, ``[H, T, out, in]``."""
+    own = {name: w[:, None].repeat(1, k.shape[1], 1, 1).requires_grad_() for name, w in anchor.items()}
+    prediction, _ = rule.architecture.forward(lambda name, h: (own[name] @ h.unsqueeze(-1)).squeeze(-1), k)
+    loss = rule.bias.loss(prediction, v)
+    return loss.detach(), dict(zip(own, torch.autograd.grad(loss.sum(), list(own.values())), strict=True))
+
+
+def bias_gradient(rule: Rule, prediction: Tensor, target: Tensor) -> Verdict:
+    """The bias alone: its gradient equals autograd's, and the two numbers of ``affine`` if it declares them."""
+    prediction = prediction.detach().requires_grad_()
+    loss = rule.bias.loss(prediction, target)
+    want = torch.autograd.grad(loss.sum(), prediction)[0]
+    verdicts = [within(rule.bias.gradient(prediction.detach(), target), want, EXACT, "bias: ")]
+    affine = rule.bias.affine()
+    if affine is not None:
+        claimed = affine.slope * prediction.detach() - affine.gain * target
+        verdicts.append(within(claimed, want, EXACT, "affine: "))
+    return worst(verdicts)
