@@ -1,6 +1,6 @@
 """Four pairs hidden in noise, recalled: a first run that shows everything and ends in about two minutes on two cores.
 
-    fastweights train recall --out runs/recall
+Run it with ``fastweights train recall --out runs/recall``.
 """
 
 from __future__ import annotations

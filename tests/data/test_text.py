@@ -119,13 +119,15 @@ def test_patterns_match_sorted_and_take_each_file_once(tmp_path: Path) -> None:
         path.write_text("x")
     assert names(tmp_path / "[ab].txt") == [str(tmp_path / "a.txt"), str(tmp_path / "b.txt")]
     assert sorted(names(tmp_path / "**")) == sorted(names(tmp_path))
+    (tmp_path / "empty.txt").touch()
+    assert str(tmp_path / "empty.txt") not in names(tmp_path / "*.txt")
     assert names(tmp_path / "[1].txt") == [str(tmp_path / "[1].txt")]
     assert names(tmp_path / "b.txt", tmp_path / "b.txt") == [str(tmp_path / "b.txt")] * 2
 
 
 def test_what_cannot_be_found_is_refused(tmp_path: Path) -> None:
     assert "does not exist" in refusal(tmp_path / "x.txt")
-    assert "no file matches" in refusal(tmp_path / "*.txt")
+    assert "no file with text matches" in refusal(tmp_path / "*.txt")
     assert "holds no text" in refusal(tmp_path)
     (tmp_path / "empty.txt").touch()
     assert "holds no text" in refusal(tmp_path)
@@ -213,11 +215,12 @@ def test_unreadable_files_and_folders_are_refused(tmp_path: Path) -> None:
     path.chmod(0)
     assert "Permission denied" in refusal(path)
     assert "Permission denied" in refusal(tmp_path)
-    path.parent.chmod(0)
-    try:
-        assert "Permission denied" in refusal(tmp_path)
-    finally:
-        path.parent.chmod(0o700)
+    for mode in (0, 0o600):
+        path.parent.chmod(mode)
+        try:
+            assert "Permission denied" in refusal(tmp_path)
+        finally:
+            path.parent.chmod(0o700)
 
 
 def test_errors_while_reading_become_one_sentence(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from fastweights.core.architecture import MLP, Residual
 from fastweights.core.rule import Rule
 from fastweights.data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
 from fastweights.errors import UserError
-from fastweights.inference.feed import Ids
+from fastweights.inference.feed import Ids, Tokens
 from fastweights.inference.memory_file import MemoryFileError, read_header, verify
 from fastweights.inference.session import Progress, Session
 from fastweights.models.config import ModelConfig, Wiring
@@ -93,6 +93,17 @@ def test_the_source_is_recorded_with_its_hash(session: Session) -> None:
     assert (first.name, first.tokens, first.bytes, first.complete) == ("times.txt", BYTES, BYTES, True)
     assert first.sha256 == hashlib.sha256(TEXT.encode()).hexdigest()
     assert (second.sha256, second.bytes, second.tokens) == ("ab" * 32, 99, 5)
+
+
+def test_tokens_are_read_as_the_text_they_are(session: Session, tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode_array(TEXT)
+    session.read(TEXT)
+    other = Session(session.model, tokenizer, piece=PIECE)
+    other.read(Tokens([ids[:100], ids[100:100], ids[100:]]))
+    assert other.ask(QUESTION) == session.ask(QUESTION)
+    source = other.sources[0]
+    data = ids.astype("<i4").tobytes()
+    assert (source.tokens, source.bytes, source.sha256) == (BYTES, len(data), hashlib.sha256(data).hexdigest())
 
 
 def test_progress_tells_how_it_goes(session: Session) -> None:

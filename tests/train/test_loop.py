@@ -13,9 +13,9 @@ import torch
 from tests.train.runs import TINY, TINY_MODEL, short
 from torch import Tensor
 
+from fastweights.errors import UserError
 from fastweights.models.language_model import LanguageModel, detach_state
 from fastweights.models.pretrained import load_model, save_model
-from fastweights.train import run as run_module
 from fastweights.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from fastweights.train.config import (
     CheckpointConfig,
@@ -190,6 +190,12 @@ def test_a_run_is_not_resumed_on_other_data(tmp_path: Path, monkeypatch: pytest.
         train(short(3), tmp_path / "run", resume=True)
 
 
+def test_a_run_that_never_began_is_in_nobodys_way(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="do not fit"):
+        train(replace(short(1), task=RecallTask(symbols=16, pairs=16, queries=2)), tmp_path / "run")
+    assert train(short(1), tmp_path / "run").finished
+
+
 def test_it_learns(tmp_path: Path) -> None:
     task = RecallTask(symbols=4, pairs=2, queries=3)
     config = replace(
@@ -224,14 +230,13 @@ def test_recomputing_gives_the_same_weights(tmp_path: Path) -> None:
 
 
 def test_steps_that_are_not_finite_are_skipped_and_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mean = run_module.weighted_mean
     calls = iter(range(100))
     poison = {2, 3}
 
     def poisoned(losses: Tensor, batch: Batch) -> Tensor:
-        return mean(losses, batch) * (float("nan") if next(calls) in poison else 1.0)
+        return weighted_mean(losses, batch) * (float("nan") if next(calls) in poison else 1.0)
 
-    monkeypatch.setattr(run_module, "weighted_mean", poisoned)
+    monkeypatch.setattr("fastweights.train.run.weighted_mean", poisoned)
     notes: list[str] = []
     records: list[StepRecord] = []
     result = train(short(6), tmp_path / "run", on_note=notes.append, on_step=records.append)
@@ -242,11 +247,12 @@ def test_steps_that_are_not_finite_are_skipped_and_said(tmp_path: Path, monkeypa
 
 
 def test_too_many_skips_end_the_run_and_keep_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mean = run_module.weighted_mean
     calls = iter(range(100))
-    monkeypatch.setattr(
-        run_module, "weighted_mean", lambda x, batch: mean(x, batch) * (float("nan") if next(calls) >= 4 else 1.0)
-    )
+
+    def poisoned(losses: Tensor, batch: Batch) -> Tensor:
+        return weighted_mean(losses, batch) * (float("nan") if next(calls) >= 4 else 1.0)
+
+    monkeypatch.setattr("fastweights.train.run.weighted_mean", poisoned)
     config = replace(short(20), skip=SkipConfig(limit=3))
     with pytest.raises(TrainingStopped, match="3 steps in a row had to be skipped"):
         train(config, tmp_path / "run")

@@ -39,7 +39,12 @@ def test_logits_are_computed_at_the_chosen_positions_only(batch: Batch, monkeypa
     model = LanguageModel(TINY_MODEL)
     seen: list[torch.Size] = []
     logits = model.logits
-    monkeypatch.setattr(model, "logits", lambda hidden: (seen.append(hidden.shape), logits(hidden))[1])
+
+    def watched(hidden: Tensor) -> Tensor:
+        seen.append(hidden.shape)
+        return logits(hidden)
+
+    monkeypatch.setattr(model, "logits", watched)
     token_losses(model, model.encode(batch.ids).hidden, batch)
     assert seen == [torch.Size([int((batch.weights > 0).sum()), 16])]
 

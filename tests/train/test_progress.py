@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+
+import pytest
 
 from fastweights.train.loss import AnswerCounts, GateUse
 from fastweights.train.progress import ProgressLine, duration, evaluation_text
-from fastweights.train.records import StepRecord, summarise
+from fastweights.train.records import LogError, LogFile, StepRecord, read_log, summarise
 
 EIGHT = (0,) * 8
 
@@ -63,3 +66,15 @@ def test_a_log_line_averages_the_sound_steps() -> None:
     assert line["exact"] == 0.0
     assert line["tokens_per_second"] == 2000.0
     assert "loss" not in summarise([record(2, float("nan"), skipped="nan")])
+
+
+def test_a_log_that_cannot_be_written_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LogFile(tmp_path / "log.jsonl", 0) as log:
+        with Path("/dev/full").open("wb", buffering=0) as full, monkeypatch.context() as patch:
+            patch.setattr(log, "_file", full)
+            with pytest.raises(LogError, match=r"log\.jsonl could not be written: No space left on device"):
+                log.write({"step": 1})
+        log.write({"step": 2})
+    assert read_log(tmp_path / "log.jsonl") == [{"step": 2}]
+    with pytest.raises(LogError, match=r"nowhere/log\.jsonl could not be written: No such file or directory"):
+        LogFile(tmp_path / "nowhere" / "log.jsonl", 0)

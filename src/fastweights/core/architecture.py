@@ -11,7 +11,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -26,9 +27,11 @@ Record = Callable[[str, Tensor], None]
 Activation = Literal["gelu", "silu", "relu", "tanh"]
 
 
-def _check_expansion(expansion: float) -> None:
-    if not expansion > 0:
+def _check(expansion: float, activation: Activation) -> None:
+    if not 0 < expansion < float("inf"):
         raise UserError(f"the expansion of a memory must be above 0, not {expansion}")
+    if activation not in get_args(Activation):
+        raise UserError(f"activation must be one of {', '.join(get_args(Activation))}, not {activation!r}")
 
 
 class Architecture(ABC):
@@ -94,12 +97,12 @@ class MLP(Architecture):
     def __post_init__(self) -> None:
         if self.depth < 1:
             raise UserError(f"an MLP memory has at least 1 layer, not {self.depth}")
-        _check_expansion(self.expansion)
+        _check(self.expansion, self.activation)
 
     def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
         hidden = max(1, round(key_dim * self.expansion))
         sizes = [key_dim, *[hidden] * (self.depth - 1), value_dim]
-        return tuple(Map(f"layer{i + 1}", a, b) for i, (a, b) in enumerate(zip(sizes, sizes[1:])))
+        return tuple(Map(f"layer{i + 1}", a, b) for i, (a, b) in enumerate(pairwise(sizes)))
 
     def forward(self, linear: Linear, x: Tensor) -> tuple[Tensor, Any]:
         before: list[Tensor] = []
@@ -128,7 +131,7 @@ class GatedMLP(Architecture):
     activation: Activation = "silu"
 
     def __post_init__(self) -> None:
-        _check_expansion(self.expansion)
+        _check(self.expansion, self.activation)
 
     def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
         hidden = max(1, round(key_dim * self.expansion))
@@ -159,7 +162,7 @@ class Residual(Architecture):
     eps: float = 1e-3
 
     def __post_init__(self) -> None:
-        if not self.eps > 0:
+        if not 0 < self.eps < float("inf"):
             raise UserError(f"the LayerNorm's eps must be above 0, not {self.eps}")
 
     def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:

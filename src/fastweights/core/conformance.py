@@ -19,8 +19,9 @@ What does not apply is reported with the reason. Oracles are autograd and the re
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby, product
 from typing import Literal, NamedTuple
 
@@ -28,23 +29,11 @@ import torch
 
 from fastweights.core import conformance_equality as equality
 from fastweights.core import conformance_limits as limits
+from fastweights.core import conformance_stream as stream
 from fastweights.core.conformance_trial import Trial, make_trial, value_size
 from fastweights.core.presets import PRESETS
-from fastweights.core.properties import (
-    Verdict,
-    causality,
-    constant_state,
-    document_equality,
-    fork_safety,
-    independence,
-    not_applicable,
-    padding_irrelevance,
-    ragged_equality,
-    row_equality,
-    split_equality,
-    worst,
-)
-from fastweights.core.rule import Rule
+from fastweights.core.properties import Verdict, not_applicable
+from fastweights.core.rule import Rule, Tier
 
 FULL: tuple[tuple[int, int], ...] = tuple(product((1, 4, 7, 16), (1, 3, 7, 16, 33)))
 """Pairs of chunk size and length of the full grid."""
@@ -52,7 +41,28 @@ FULL: tuple[tuple[int, int], ...] = tuple(product((1, 4, 7, 16), (1, 3, 7, 16, 3
 QUICK: tuple[tuple[int, int], ...] = ((1, 7), (4, 16), (7, 33))
 """Pairs of the quick grid."""
 
-EXACT = equality.EXACT
+PER_LENGTH: Mapping[str, Callable[[Trial, int], Verdict]] = {
+    "1 tiers = reference, float64": equality.tiers_agree,
+    "3 any split = one call": stream.any_split,
+    "4 causal": stream.causal,
+    "5 rows and heads independent": stream.independent,
+    "5 padding irrelevant": stream.padded,
+    "5 documents separate": stream.separate,
+    "9 constant state": stream.constant,
+    "11 forks": stream.forks,
+}
+"""Tested at every pair of chunk size and length."""
+
+PER_CHUNK: Mapping[str, Callable[[Trial], Verdict]] = {
+    "6 it learns": limits.learns,
+    "7 gradients reach everything": limits.gradients_reach,
+    "8 gates at 0 and 1": limits.gates_at_limits,
+    "8 zeros": limits.zeros,
+    "8 huge values": limits.huge_values,
+    "8 non-finite tokens": limits.non_finite_tokens,
+    "10 activation checkpointing": limits.checkpointing,
+}
+"""Tested once per chunk size."""
 
 
 class Finding(NamedTuple):
@@ -73,7 +83,7 @@ class Finding(NamedTuple):
 class Report:
     """What was found about a rule."""
 
-    name: str
+    title: str
     findings: tuple[Finding, ...]
 
     @property
@@ -88,7 +98,7 @@ class Report:
 
     def table(self) -> str:
         """Plain text: one line per property with the case nearest to its limit, then every failure on a line."""
-        lines = [f"{self.name}: {'ok' if self.ok else 'FAILED'}"]
+        lines = [f"{self.title}: {'ok' if self.ok else 'FAILED'}"]
         for name in dict.fromkeys(f.property for f in self.findings):
             found = [f for f in self.findings if f.property == name]
             failed, passed = [f for f in found if f.ok is False], [f for f in found if f.ok]
@@ -109,7 +119,8 @@ def check_rule(
     seeds: int = 15,
     key_dim: int = 6,
     value_dim: int | None = None,
-    name: str = "rule",
+    without: Collection[int] = (),
+    title: str = "rule",
 ) -> Report:
     """Certifies a rule: properties 1 to 11 at every pair of chunk size and length.
 
@@ -119,7 +130,8 @@ def check_rule(
         seeds: draws whose median error decides in float32 and bfloat16.
         key_dim: K.
         value_dim: V; by default one less than K, or K for rules that need it.
-        name: of the report.
+        without: numbers of properties to leave out; the report says so.
+        title: of the report.
 
     Returns:
         The findings; ``report.ok`` says whether all is well and ``report.table()`` shows it.
@@ -135,76 +147,52 @@ def check_rule(
     Cost: seconds per pair; the reference takes a backward pass per token.
     """
     value_dim = value_dim or value_size(rule, key_dim)
-    findings = [_finding("2 inner gradients", None, None, equality.inner_gradients(rule, key_dim, value_dim, 3))]
+    findings: list[Finding] = []
+
+    def test(name: str, chunk: int | None, length: int | None, check: Callable[[], Verdict]) -> None:
+        left_out = _number(name) in without
+        findings.append(Finding(name, chunk, length, *(not_applicable("left out") if left_out else check())))
+
+    test("2 inner gradients", None, None, partial(equality.inner_gradients, rule, key_dim, value_dim))
+    tiers: dict[Tier, list[Trial]] = {}
     for chunk, pairs in groupby(sorted(set(grid)), key=lambda pair: pair[0]):
-        lengths = [length for _, length in pairs]
         if rule.decay_before_grad and chunk > 1:
-            verdict = not_applicable("decay_before_grad is only defined online, at chunk size 1")
-            findings.append(_finding("1-11 chunk sizes above 1", chunk, None, verdict))
+            reason = "decay_before_grad is only defined online, at chunk size 1"
+            test("1 chunk sizes above 1", chunk, None, partial(not_applicable, reason))
             continue
         trial = make_trial(replace(rule, chunk_size=chunk), key_dim, value_dim)
-        for length in lengths:
-            found = _at_length(trial, length)
-            findings += [_finding(name, chunk, length, verdict) for name, verdict in found]
-        many = make_trial(trial.rule, key_dim, value_dim, heads=seeds)
-        found = _at_chunk(trial, many, max(lengths))
-        findings += [_finding(name, chunk, max(lengths), verdict) for name, verdict in found]
-    return Report(name, tuple(sorted(findings, key=lambda f: int(f.property.partition(" ")[0].partition("-")[0]))))
+        tiers.setdefault(trial.rule.tier, []).append(trial)
+        longest = 0
+        for _, length in pairs:
+            longest = length
+            for name, at_length in PER_LENGTH.items():
+                test(name, chunk, length, partial(at_length, trial, length))
+        for name, at_longest in _narrow(seeds).items():
+            test(name, chunk, longest, partial(at_longest, trial, longest))
+        for name, at_chunk in PER_CHUNK.items():
+            test(name, chunk, None, partial(at_chunk, trial))
+    for trials in tiers.values():
+        # At chunk size 1 every token is a chunk, and every chunk a copy of the loop's body in the graph.
+        few = min(trials, key=lambda trial: (trial.rule.online, trial.rule.chunk_size))
+        test("8 10,000 repeats", trials[-1].rule.chunk_size, None, partial(limits.repeated_token, trials[-1]))
+        test("10 one graph", few.rule.chunk_size, None, partial(limits.one_graph, few))
+    return Report(title, tuple(sorted(findings, key=lambda found: _number(found.property))))
 
 
 def check_presets(grid: Literal["full", "quick"] = "full") -> Iterator[Report]:
     """Runs :func:`check_rule` over every preset, one report at a time as they are done."""
     for name, preset in PRESETS.items():
-        yield check_rule(preset(), grid=FULL if grid == "full" else QUICK, name=name)
+        yield check_rule(preset(), grid=FULL if grid == "full" else QUICK, title=name)
 
 
-def _finding(name: str, chunk: int | None, length: int | None, verdict: Verdict) -> Finding:
-    return Finding(name, chunk, length, *verdict)
-
-
-def _at_length(trial: Trial, time: int) -> Iterator[tuple[str, Verdict]]:
-    """Properties 1, 3, 4, 5, 9 and 11 at one chunk size and length."""
-    chunk = trial.rule.chunk_size
-    x, other, state = trial.draw(2, time, 1), trial.draw(2, time, 2), trial.midway(2, 3)
-    nan = float("nan")
-    yield "1 tiers = reference, float64", equality.tiers_agree(trial, time, time)
-    with torch.no_grad():
-        cuts = ([1], [chunk - 1, chunk], [time // 3, 2 * time // 3], list(range(1, time)))
-        splits = [split_equality(trial, state, x, sorted(cut), EXACT) for cut in cuts]
-        splits += [ragged_equality(trial, state, x, calls, EXACT, calls, nan) for calls in (2, 5)]
-        yield "3 any split = one call", worst(splits)
-        places = sorted({0, 1, chunk - 1, chunk, time // 2, time - 1} & set(range(time)))
-        yield "4 causal", worst(causality(trial, state, x, other, at) for at in places)
-        yield (
-            "5 rows and heads independent",
-            worst(
-                [
-                    *[independence(trial, state, x, other, axis, index) for axis in (0, 2) for index in (0, 1)],
-                    row_equality(trial, state, x, EXACT),
-                ]
-            ),
-        )
-        yield "5 padding irrelevant", padding_irrelevance(trial, state, x, EXACT, nan)
-        one, fresh, borders = trial.midway(1, 3), trial.fresh(1), equality.borders(time)
-        yield "5 documents separate", document_equality(trial, one, fresh, x[:1], borders, EXACT)
-        yield "9 constant state", constant_state(trial, state, [x, x[:, :1], torch.cat([x, other], 1)])
-        yield "11 forks", fork_safety(trial, state, x, other)
-
-
-def _at_chunk(trial: Trial, many: Trial, time: int) -> Iterator[tuple[str, Verdict]]:
-    """The properties that are tested once per chunk size; ``many`` has a head for every draw."""
-    yield "1 float32 as the loop's", equality.rounding(many, time, 4, torch.float32, 3.0)
-    yield "1 bfloat16 as the loop's", equality.rounding(many, time, 5, torch.bfloat16, 2.0)
-    checks: dict[str, Callable[[Trial, int], Verdict]] = {
-        "6 it learns": limits.learns,
-        "7 gradients reach everything": limits.gradients_reach,
-        "8 gates at 0 and 1": limits.gates_at_limits,
-        "8 zeros": limits.zeros,
-        "8 huge values": limits.huge_values,
-        "8 non-finite tokens": limits.non_finite_tokens,
-        "8 10,000 repeats": limits.repeated_token,
-        "10 one graph": limits.one_graph,
-        "10 activation checkpointing": limits.checkpointing,
+def _narrow(seeds: int) -> Mapping[str, Callable[[Trial, int], Verdict]]:
+    """Tested once per chunk size, at its greatest length."""
+    return {
+        "1 float32 as the loop's": partial(equality.rounding, seeds=seeds, dtype=torch.float32, factor=3.0),
+        "1 bfloat16 as the loop's": partial(equality.rounding, seeds=seeds, dtype=torch.bfloat16, factor=2.0),
     }
-    for name, check in checks.items():
-        yield name, check(trial, 6)
+
+
+def _number(name: str) -> int:
+    """The number that the name of a property begins with."""
+    return int(name.partition(" ")[0])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastweights.core.conformance_equality import EXACT, Scene, outcome
-from fastweights.core.conformance_trial import Inputs, Span, Trial, make_trial, moving
+from fastweights.core.conformance_trial import Inputs, Span, Trial, moving
 from fastweights.core.engine import grid_for, run
 from fastweights.core.layout import make_layout
 from fastweights.core.properties import (
@@ -36,8 +36,12 @@ def two_chunks(rule: Rule) -> int:
     return max(2 * rule.chunk_size + 1, 5)
 
 
-def learns(trial: Trial, seed: int) -> Verdict:
-    """Property 6: retain 1, momentum 0, clip off, lr 0.1 / chunk_size: a repeated chunk's summed inner loss falls."""
+def learns(trial: Trial, seed: int = 6) -> Verdict:
+    """Property 6: retain 1, momentum 0, clip off, lr 0.1 / chunk_size: a repeated chunk's summed inner loss falls.
+
+    After seven repetitions it is below that of the first reading, in every head. It need not fall each time: in a deep
+    memory this lr can step across a valley.
+    """
     rule = trial.rule
     if not rule.learns:
         return not_applicable("the rule does not claim to learn a repeated chunk")
@@ -48,11 +52,11 @@ def learns(trial: Trial, seed: int) -> Verdict:
     surprise = trial.read(x, trial.fresh(1), surprise=True).surprise
     assert surprise is not None, "it was asked for"
     losses = surprise.loss[0].unflatten(0, (8, rule.chunk_size)).sum(1)
-    falls = bool((losses[1:] < losses[:-1]).all())
-    return Verdict(falls, f"loss {losses[0].sum():.3g} -> {losses[-1].sum():.3g} in 7 repetitions")
+    falls = bool((losses[-1] < losses[0]).all())
+    return Verdict(falls, f"loss {losses[0].sum():.3g} -> {losses[1].sum():.3g} -> ... -> {losses[-1].sum():.3g}")
 
 
-def gradients_reach(trial: Trial, seed: int) -> Verdict:
+def gradients_reach(trial: Trial, seed: int = 6) -> Verdict:
     """Property 7: from the answers alone, every input, gate and initial map of every head gets a gradient."""
     trial = replace(trial, initial=moving(trial.initial))
     x = trial.draw(2, two_chunks(trial.rule), seed).requires_grad_()
@@ -71,7 +75,7 @@ def gradients_reach(trial: Trial, seed: int) -> Verdict:
     return worst(verdicts)
 
 
-def gates_at_limits(trial: Trial, seed: int) -> Verdict:
+def gates_at_limits(trial: Trial, seed: int = 6) -> Verdict:
     """Property 8: gates of exactly 0 and exactly their maximum, all alike or mixed among others token by token."""
     time = two_chunks(trial.rule)
     limits = {"lr": (0.0, trial.rule.lr_max), "momentum": (0.0, 1.0), "retain": (0.0, 1.0)}
@@ -97,7 +101,7 @@ def as_the_loop(trial: Trial, scene: Scene, what: str) -> Verdict:
     return worst([within(got[name], want[name], EXACT, f"{what}{name}: ") for name in want])
 
 
-def zeros(trial: Trial, seed: int) -> Verdict:
+def zeros(trial: Trial, seed: int = 6) -> Verdict:
     """Property 8: keys, values and queries of zeros; a fresh and an old memory."""
     x = trial.draw(2, two_chunks(trial.rule), seed)
     x[..., : 2 * trial.key_dim + trial.value_dim] = 0.0
@@ -105,29 +109,37 @@ def zeros(trial: Trial, seed: int) -> Verdict:
     return worst([old, as_the_loop(trial, Scene(x[:1], None), "fresh memory, ")])
 
 
-def huge_values(trial: Trial, seed: int) -> Verdict:
-    """Property 8: tokens whose inner gradient overflows write nothing and are counted; large ones stay finite."""
+def huge_values(trial: Trial, seed: int = 6) -> Verdict:
+    """Property 8: tokens that overflow leave no trace and are counted; large ones stay finite."""
+    return worst([*_overflowing(trial, seed), *_large(trial, seed)])
+
+
+def _overflowing(trial: Trial, seed: int) -> Iterator[Verdict]:
+    """Two tokens whose squared length overflows, and two that overflow only later, in their inner gradient."""
     time = two_chunks(trial.rule)
     state = trial.midway(2, seed)
-    verdicts = []
+    want = torch.zeros(2, time, trial.heads, dtype=torch.bool)
+    want[0, 1 :: time - 2, 0] = True
     for part in ("k", "v"):
         x = trial.draw(2, time, seed)
         trial.split(x)[part][0, 1 :: time - 2, 0] *= 1e200
-        want = torch.zeros(2, time, trial.heads, dtype=torch.bool)
-        want[0, 1 :: time - 2, 0] = True
-        verdicts += [
-            rejects(trial, x, state, want, f"huge {part}: "),
-            as_the_loop(trial, Scene(x, state), f"huge {part}, "),
-        ]
+        yield rejects(trial, x, state, want, f"{part} of 1e200: ")
+        yield as_the_loop(trial, Scene(x, state), f"{part} of 1e200, ")
+    x = trial.draw(2, time, seed)
+    trial.split(x)["k"][0, 1 :: time - 2, 0] *= 1e120
+    # Not compared with the loop: a residual memory subtracts numbers of 1e120 from one another.
+    yield finite(trial(x, state), "k of 1e120: ")
+
+
+def _large(trial: Trial, seed: int) -> Iterator[Verdict]:
+    """Every token large, in float32 and with the clip on."""
     single = replace(trial, rule=replace(trial.rule, clip=trial.rule.clip or 1.0)).to(torch.float32)
+    if single.rule.tier == "reference":
+        return
     for part, scale in (("v", 1e15), ("k", 1e6), ("q", 1e15)):
-        x = single.draw(2, time, seed)
-        trial.split(x)[part].mul_(scale)
-        if single.rule.tier != "reference":
-            verdicts.append(
-                finite(outcome(single, Scene(x, single.midway(2, seed))), f"{part} of {scale:.0e}, clipped: ")
-            )
-    return worst(verdicts)
+        x = single.draw(2, two_chunks(trial.rule), seed)
+        single.split(x)[part].mul_(scale)
+        yield finite(outcome(single, Scene(x, single.midway(2, seed))), f"{part} of {scale:.0e}, clipped: ")
 
 
 def rejects(trial: Trial, x: Tensor, state: MemoryState, want: Tensor, what: str) -> Verdict:
@@ -138,7 +150,7 @@ def rejects(trial: Trial, x: Tensor, state: MemoryState, want: Tensor, what: str
     return Verdict(torch.equal(found, want), f"{what}{int(found.sum())} tokens rejected, {int(want.sum())} expected")
 
 
-def non_finite_tokens(trial: Trial, seed: int) -> Verdict:
+def non_finite_tokens(trial: Trial, seed: int = 6) -> Verdict:
     """Property 8: a token with a NaN or an infinity leaves no trace in its head, nor in any other head or row."""
     time = two_chunks(trial.rule)
     at = time // 2
@@ -176,45 +188,40 @@ def non_finite_query(trial: Trial, clean: Tensor, state: MemoryState, at: int) -
     return identical((got, ended), (y, after), "q nan, everything else: ")
 
 
-def repeated_token(trial: Trial, seed: int) -> Verdict:
+def repeated_token(trial: Trial, seed: int = 6) -> Verdict:
     """Property 8: one token 10,000 times, nothing forgotten, with lr x chunk_size <= 1 or with the clip on.
 
-    With momentum the gates keep lr / (1 - momentum), the step that a constant gradient ends up taking, at that bound.
+    With momentum (second row) lr / (1 - momentum), the step that a constant gradient ends up taking, is at that bound.
     """
     rule = trial.rule
     if rule.tier == "reference":
         return not_applicable("10,000 tokens are too many for the reference")
-    verdicts = []
-    for clip, momentum in product({rule.clip, rule.clip or 1.0}, (0.0, 0.9)):
-        if momentum and not rule.has_momentum:
-            continue
-        lr = rule.lr_max if clip else min(rule.lr_max, (1.0 - momentum) / rule.chunk_size)
-        single = replace(trial, rule=replace(rule, clip=clip)).to(torch.float32)
-        if single.rule.tier == "reference":
-            continue
+    single = trial.to(torch.float32)
+    rows = []
+    for momentum in (0.0, 0.9) if rule.has_momentum else (0.0,):
+        lr = rule.lr_max if rule.clip else min(rule.lr_max, (1.0 - momentum) / rule.chunk_size)
         spans = {"lr": Span(lr, lr), "momentum": Span(momentum, momentum), "retain": Span(1.0, 1.0)}
-        x = single.draw(1, 1, seed, spans).expand(-1, REPEATS, -1, -1)
-        with torch.no_grad():
-            y, state = single(x, single.fresh(1))
-        verdicts.append(finite((y, state), f"clip {clip}, momentum {momentum}, lr {lr:.2g}: "))
-    return worst(verdicts)
+        rows.append(single.draw(1, 1, seed, spans).expand(-1, REPEATS, -1, -1))
+    with torch.no_grad():
+        y, state = single(torch.cat(rows), single.fresh(len(rows)))
+    return finite((y, state), f"norm {float(y.abs().max()):.2g} after 10,000 tokens: ")
 
 
-def one_graph(trial: Trial, seed: int) -> Verdict:
+def one_graph(trial: Trial, seed: int = 6) -> Verdict:
     """Property 10: ``run`` compiles to one graph, forward and backward, with layout and grid made outside."""
     if trial.rule.tier == "reference":
         return not_applicable("the reference walks in Python, token by token")
-    return worst([compiles(function, arguments, EXACT) for function, arguments in _calls(trial, seed)])
+    # Two chunks: tracing costs time in proportion to their number.
+    return compiles(*_call(trial, max(trial.rule.chunk_size + 1, 3), seed), EXACT)
 
 
-def checkpointing(trial: Trial, seed: int) -> Verdict:
+def checkpointing(trial: Trial, seed: int = 6) -> Verdict:
     """Property 10: works under non-reentrant activation checkpointing."""
-    return worst([survives_checkpointing(function, arguments) for function, arguments in _calls(trial, seed)])
+    return survives_checkpointing(*_call(trial, two_chunks(trial.rule), seed))
 
 
-def _calls(trial: Trial, seed: int) -> Iterator[tuple[Any, tuple[Any, ...]]]:
+def _call(trial: Trial, time: int, seed: int) -> tuple[Callable[..., Any], tuple[Any, ...]]:
     """``run`` as a function of tensors alone, in the middle of a document, and its arguments."""
-    time = two_chunks(trial.rule)
     state = trial.midway(2, seed)
     layout = make_layout(state.position, time)
     grid = grid_for(trial.rule, layout)
@@ -224,5 +231,4 @@ def _calls(trial: Trial, seed: int) -> Iterator[tuple[Any, tuple[Any, ...]]]:
         result = run(trial.rule, initial, *inputs, state, layout, grid)
         return result.y, result.state.dual, result.state.momentum
 
-    parts = Inputs(*moving(inputs[:3]), type(inputs.gates)(*[None if g is None else moving(g) for g in inputs.gates]))
-    yield call, (parts, moving(state), trial.initial)
+    return call, (moving(inputs), moving(state), trial.initial)

@@ -181,6 +181,8 @@ def moving(tree: Any) -> Any:
     """A copy of a tree whose floating-point tensors are leaves that require gradients."""
     if isinstance(tree, Tensor):
         return tree.detach().clone().requires_grad_() if tree.is_floating_point() else tree
+    if tree is None:
+        return None
     if hasattr(tree, "_fields"):
         return type(tree)(*[moving(part) for part in tree])
     return tuple(moving(part) for part in tree)

@@ -112,11 +112,11 @@ def run(
     if outcome is None:
         return run(rule, initial, *given, state, layout, surprise=surprise, tier=rule.tiers[1])
     y = from_grid(grid, outcome.y.unflatten(1, (batch, heads)))
-    felt = None
-    if outcome.felt is not None:
-        loss, norm, overflown = (from_grid(grid, x.unflatten(1, (batch, heads))) for x in outcome.felt)
-        felt = _surprise(loss, norm, gates, _full(rejected, q) | overflown)
-    return Result(y.to(dtype), _unflatten(outcome.memory, state, layout, batch, heads), felt)
+    after = _unflatten(outcome.memory, state, layout, batch, heads)
+    if outcome.felt is None:
+        return Result(y.to(dtype), after, None)
+    loss, norm, overflown = (from_grid(grid, x.unflatten(1, (batch, heads))) for x in outcome.felt)
+    return Result(y.to(dtype), after, _surprise(loss, norm, gates, _full(rejected, q) | overflown))
 
 
 def step(
@@ -128,7 +128,7 @@ def step(
     gates: Gates,
     state: MemoryState,
 ) -> tuple[Tensor, MemoryState]:
-    """One token per row: ``q``, ``k``, ``v`` ``[B, H, .]`` and gates ``[B, H]`` or ``[B, H, n]``; else as :func:`run`."""
+    """One token per row: ``q``, ``k``, ``v`` ``[B, H, .]``, gates ``[B, H]`` or ``[B, H, n]``; else as :func:`run`."""
     later = Gates(*[None if g is None else g.unsqueeze(2) for g in gates])  # type: ignore[arg-type]
     result = run(rule, initial, q.unsqueeze(2), k.unsqueeze(2), v.unsqueeze(2), later, state)
     return result.y[:, :, 0], result.state
@@ -181,14 +181,19 @@ def _check(rule: Rule, q: Tensor, k: Tensor, v: Tensor, gates: Gates) -> Gates:
 
 
 def _reject(k: Tensor, v: Tensor, gates: Gates) -> tuple[Tensor, Tensor, Gates, Tensor | None]:
-    """Masks tokens whose key, value or gates are not finite: that row, head and token alone."""
-    inputs = [x.detach() for x in (k, v, *gates) if x is not None]
-    if not torch.compiler.is_compiling() and all_finite(inputs):
+    """Masks tokens whose gates, or squared lengths of key or value, are not finite: that row, head and token alone.
+
+    It is the squared length that counts, because inner gradients are products of such lengths.
+    """
+    given = [x.detach() for x in gates if x is not None]
+    lengths = [torch.linalg.vector_norm(x.detach()).square() for x in (k, v)]
+    if not torch.compiler.is_compiling() and all_finite([*lengths, *given]):
         return k, v, gates, None
-    finite = torch.stack([torch.isfinite(x).all(-1) for x in inputs]).all(0)
+    squares = [x.detach().square().sum(-1, keepdim=True) for x in (k, v)]
+    finite = torch.stack([torch.isfinite(x).all(-1) for x in (*squares, *given)]).all(0)
     keep = finite.unsqueeze(-1)
     lr, momentum, retain = (
-        None if g is None else torch.where(keep, g, fill) for g, fill in zip(gates, (0.0, 1.0, 1.0))
+        None if g is None else torch.where(keep, g, fill) for g, fill in zip(gates, (0.0, 1.0, 1.0), strict=True)
     )
     assert lr is not None
     return torch.where(keep, k, 0.0), torch.where(keep, v, 0.0), Gates(lr, momentum, retain), ~finite
@@ -227,7 +232,7 @@ def _flatten(names: list[str], state: MemoryState) -> Memory:
 
 def _unflatten(memory: Memory, state: MemoryState, layout: Layout, batch: int, heads: int) -> MemoryState:
     dual, momentum, anchor = (tuple(w.unflatten(0, (batch, heads)) for w in part.values()) for part in memory)
-    return MemoryState(dual, momentum, anchor if state.anchor else (), layout.end, state.extra)
+    return MemoryState(dual, momentum, anchor if state.anchor else (), layout.end.clone(), state.extra)
 
 
 def _surprise(loss: Tensor, norm: Tensor, gates: Gates, rejected: Tensor) -> Surprise:

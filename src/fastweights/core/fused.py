@@ -38,7 +38,7 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         h, dual, momentum, x, delta, carry, inertia, write, scores, weighted = ctx.saved_tensors
         spread = torch.bmm(grad, delta.transpose(1, 2)).neg_()
         d_delta = torch.bmm(weighted.transpose(1, 2), grad).neg_()
@@ -79,7 +79,7 @@ class _Write(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         old, kept, other, gained, x, delta, weight = ctx.saved_tensors
         d_delta = torch.bmm(x * weight, grad.transpose(1, 2)).neg_()
         d_x = torch.bmm(delta, grad).neg_()
@@ -105,11 +105,11 @@ def read_product(
     write: Tensor,
 ) -> Tensor:
     """``carry_t A h_t + inertia_t S h_t - sum_i write_{t,i} <h_t, x_i> delta_i``, ``[G, W, out]``."""
-    return _Read.apply(h, dual, momentum, x, delta, carry, inertia, write)  # type: ignore[no-any-return]
+    return _Read.apply(h, dual, momentum, x, delta, carry, inertia, write)
 
 
 def write_product(
     old: Tensor, kept: Tensor, other: Tensor | None, gained: Tensor | None, x: Tensor, delta: Tensor, weight: Tensor
 ) -> Tensor:
     """``kept old + gained other - sum_i weight_i delta_i x_i^T``, ``[G, out, in]``; ``weight [G, W, 1]``."""
-    return _Write.apply(old, kept, other, gained, x, delta, weight)  # type: ignore[no-any-return]
+    return _Write.apply(old, kept, other, gained, x, delta, weight)

@@ -8,6 +8,7 @@ slots, so that any split of a stream gives the same result.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -85,7 +86,7 @@ def _document_starts(cu_seqlens: Tensor, batch: int, time: int, device: torch.de
     borders = cu_seqlens.tolist()
     if batch != 1:
         raise UserError(f"cu_seqlens describes documents packed into one row; the batch has {batch} rows, not 1")
-    if len(borders) < 2 or borders[0] != 0 or borders[-1] != time or any(a >= b for a, b in zip(borders, borders[1:])):
+    if len(borders) < 2 or borders[0] != 0 or borders[-1] != time or any(a >= b for a, b in pairwise(borders)):
         raise UserError(f"cu_seqlens must rise from 0 to {time} (the length of the call); it is {borders[:8]}")
     starts = torch.zeros(1, time, dtype=torch.bool, device=device)
     starts[0, borders[1:-1]] = True
@@ -126,7 +127,7 @@ class Grid(NamedTuple):
     """A call cut into chunks ``[B, N, W]``; a chunk holds the tokens whose positions share ``position // size``.
 
     Attributes:
-        index: int64 ``[B, N * W]``, packed slot of each grid slot, or ``None`` when the cut is a plain reshape.
+        source: int64 ``[B, N * W]``, packed slot of each grid slot, or ``None`` when the cut is a plain reshape.
         slot: bool ``[B, N, W]``, the slot holds a real token, or ``None`` when all do.
         fresh: bool ``[B, N]``, the first token of the chunk opens it (position divisible by the size).
         reset: bool ``[B, N]``, the chunk begins a new document, or ``None`` when none does.
@@ -136,7 +137,7 @@ class Grid(NamedTuple):
         aligned: every chunk is fresh in every row (never said of a single token, so that compiled steps are one graph).
     """
 
-    index: Tensor | None
+    source: Tensor | None
     slot: Tensor | None
     fresh: Tensor
     reset: Tensor | None
@@ -198,8 +199,8 @@ def _slots_in_document(layout: Layout) -> Tensor:
 def to_grid(grid: Grid, x: Tensor) -> Tensor:
     """Cuts ``x [B, H, T, ...]`` (packed) into chunks ``[N, B, H, W, ...]``; slots without a token hold zeros."""
     batch, heads, _, *rest = x.shape
-    if grid.index is not None:
-        index = grid.index.reshape(batch, 1, -1, *([1] * len(rest))).expand(batch, heads, -1, *rest)
+    if grid.source is not None:
+        index = grid.source.reshape(batch, 1, -1, *([1] * len(rest))).expand(batch, heads, -1, *rest)
         x = x.gather(2, index)
     x = x.reshape(batch, heads, grid.chunks, grid.width, *rest)
     if grid.slot is not None:

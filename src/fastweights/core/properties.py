@@ -7,6 +7,7 @@ tensors (tuples, NamedTuples, dicts) with B rows. Each function tests one proper
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -62,21 +63,27 @@ def error(got: Tensor, want: Tensor) -> float:
         return float("inf")
     if got.numel() == 0:
         return 0.0
-    return float((got - want).abs().max() / (want.abs().max() + FLOOR))
+    return ((got - want).abs().max() / (want.abs().max() + FLOOR)).item()
 
 
 def within(got: Any, want: Any, tolerance: float, what: str = "") -> Verdict:
     """Every tensor of two trees is finite and agrees to ``tolerance``."""
-    pairs = list(zip(tensors(got), tensors(want), strict=True))
-    largest = max(error(a, b) for a, b in pairs)
+    found, wanted = tensors(got), tensors(want)
+    if len(found) != len(wanted):
+        return Verdict(False, f"{what}{len(found)} tensors instead of {len(wanted)}")
+    largest = max(map(error, found, wanted))
     return Verdict(largest <= tolerance, f"{what}error {largest:.1e} (limit {tolerance:.0e})", largest / tolerance)
 
 
 def identical(got: Any, want: Any, what: str = "") -> Verdict:
     """Every tensor of two trees has the same bits (NaN equals NaN)."""
-    pairs = list(zip(tensors(got), tensors(want), strict=True))
-    same = all(a.dtype == b.dtype and torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0)) for a, b in pairs)
+    found, wanted = tensors(got), tensors(want)
+    same = len(found) == len(wanted) and all(map(_same_bits, found, wanted))
     return Verdict(same, f"{what}{'bit-identical' if same else 'not bit-identical'}")
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == b.dtype and torch.equal(a.nan_to_num(7.0), b.nan_to_num(7.0))
 
 
 def finite(tree: Any, what: str = "") -> Verdict:
@@ -259,8 +266,11 @@ def compiles(function: Callable[..., Any], arguments: tuple[Any, ...], tolerance
     """
     torch.compiler.reset()
     try:
-        compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-        got = values_and_gradients(compiled, arguments)
+        with warnings.catch_warnings():
+            # The compiler warns about deprecated uses in its own code.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+            got = values_and_gradients(compiled, arguments)
     except torch._dynamo.exc.TorchDynamoException as reason:
         return Verdict(False, f"does not compile: {str(reason).strip().splitlines()[0]}")
     finally:

@@ -35,14 +35,14 @@ def run_reference(
         _run_row(rule, initial, _row(q, b), _row(k, b), _row(v, b), gates, state, layout, rejected, b)
         for b in range(q.shape[0])
     ]
-    y = torch.stack([row[0] for row in rows])
-    parts = [tuple(torch.stack(w) for w in zip(*[row[1][i] for row in rows], strict=True)) for i in range(3)]
-    loss, norm, rejected = (torch.stack([row[i] for row in rows]) for i in (2, 3, 4))
+    answers, memories, *felt = zip(*rows, strict=True)
+    y, (loss, norm, rejected) = torch.stack(answers), (torch.stack(field) for field in felt)
+    parts = [tuple(torch.stack(w) for w in zip(*part, strict=True)) for part in zip(*memories, strict=True)]
     zero = torch.zeros_like(loss)
     momentum = zero if gates.momentum is None else gates.momentum.mean(-1)
     retain = zero + 1 if gates.retain is None else gates.retain.mean(-1)
     surprise = Surprise(loss, norm, gates.lr.mean(-1), momentum, retain, rejected)
-    return y, MemoryState(parts[0], parts[1], parts[2], layout.end, state.extra), surprise
+    return y, MemoryState(parts[0], parts[1], parts[2], layout.end.clone(), state.extra), surprise
 
 
 def _row(x: Tensor, b: int) -> Tensor:

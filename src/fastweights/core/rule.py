@@ -15,6 +15,13 @@ from fastweights.errors import UserError
 Read = Literal["after", "before", "chunk"]
 Tier = Literal["dual", "materialised", "delta", "reference"]
 
+_CHOICE_OF: dict[str, type] = {
+    "architecture": Architecture,
+    "bias": Bias,
+    "retention": Retention,
+    "algorithm": Algorithm,
+}
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -58,10 +65,16 @@ class Rule:
             raise UserError(f"chunk_size must be at least 1, not {self.chunk_size}")
         if self.read not in get_args(Read):
             raise UserError(f"read must be one of {', '.join(get_args(Read))}, not {self.read!r}")
-        if self.clip is not None and not self.clip > 0:
+        if self.clip is not None and not 0 < self.clip < float("inf"):
             raise UserError(f"clip must be above 0, or None for no bound; it is {self.clip}")
-        if not self.lr_max > 0:
-            raise UserError(f"lr_max must be above 0, not {self.lr_max}")
+        if not 0 < self.lr_max < float("inf"):
+            raise UserError(f"lr_max must be above 0 and finite, not {self.lr_max}")
+        for name, kind in _CHOICE_OF.items():
+            if not isinstance(getattr(self, name), kind):
+                raise UserError(f"{name} must be a {kind.__name__}, not {getattr(self, name)!r}")
+        for name, scope in zip(("lr", "momentum", "retain"), self.scopes, strict=True):
+            if scope not in get_args(Scope) and (scope is not None or name == "lr"):
+                raise UserError(f"the scope of {name} must be one of {', '.join(get_args(Scope))}, not {scope!r}")
         if self.decay_before_grad and self.chunk_size != 1:
             raise UserError("decay_before_grad is only defined online: set chunk_size=1")
 

@@ -11,7 +11,7 @@ import re
 import stat
 import sys
 import zlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BufferedIOBase
 from pathlib import Path
@@ -63,8 +63,8 @@ def find_sources(paths: Sequence[str]) -> list[Source]:
     """Resolve what a user named into sources, each checked to be readable text.
 
     Args:
-        paths: Files, folders (searched recursively for `SUFFIXES`; hidden and empty files are left out), patterns with
-            `*`, `?`, `[...]` and `**`, or "-" for standard input.
+        paths: Files; folders, searched recursively for `SUFFIXES`; patterns of files with `*`, `?`, `[...]` and `**`;
+            or "-" for standard input. Hidden and empty files are left out of folders and patterns.
 
     Returns:
         The sources, in the order named; inside a folder or pattern sorted by path, each file once.
@@ -83,11 +83,7 @@ def find_sources(paths: Sequence[str]) -> list[Source]:
         elif os.path.lexists(name) or not glob.has_magic(name):
             sources.extend(_named(Path(name)))
         else:
-            matches = sorted(glob.glob(name, recursive=True))
-            if not matches:
-                raise UserError(f"no file matches {name!r}.")
-            found = {source.path: source for match in matches for source in _named(Path(match))}
-            sources.extend(found.values())
+            sources.extend(_several(glob.glob(name, recursive=True), f"no file with text matches {name!r}."))
     if not sources:
         raise UserError('nothing to read: name files, folders, patterns, or "-" for standard input.')
     return sources
@@ -111,19 +107,31 @@ def _in_folder(folder: Path) -> list[Source]:
     def refuse(error: OSError) -> None:
         raise _unreadable(str(error.filename), error)
 
-    files = []
+    files: list[str] = []
     for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        files += [Path(parent, name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")]
-    # An empty file among others, such as `__init__.py`, is no mistake; a folder of nothing else is.
-    regular = [path for path in files if path.is_file() and path.stat().st_size]
-    if not regular:
-        raise UserError(f"the folder {str(folder)!r} holds no text: {', '.join(SUFFIXES)} files are read.")
-    return [_checked(path) for path in sorted(regular)]
+        files += [
+            os.path.join(parent, name) for name in names if name.lower().endswith(SUFFIXES) and not name.startswith(".")
+        ]
+    return _several(files, f"the folder {str(folder)!r} holds no text: {', '.join(SUFFIXES)} files are read.")
+
+
+def _several(names: Iterable[str], refusal: str) -> list[Source]:
+    """Check the files among `names`, each once; a folder or an empty file among others is no mistake."""
+    try:
+        files = [path for path in sorted(map(Path, set(names))) if path.is_file() and path.stat().st_size]
+    except OSError as error:
+        raise _unreadable(str(error.filename), error) from error
+    if not files:
+        raise UserError(refusal)
+    return [_checked(path) for path in files]
 
 
 def _checked(path: Path) -> Source:
-    source = Source(str(path), path, path.stat().st_size)
+    try:
+        source = Source(str(path), path, path.stat().st_size)
+    except OSError as error:
+        raise _unreadable(str(path), error) from error
     with TextReader(source) as reader:
         next(reader)
     return source

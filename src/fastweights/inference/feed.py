@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,19 @@ from fastweights.errors import UserError
 from fastweights.inference.header import Source
 
 Ids = NDArray[np.int32]
-Text = str | Iterable[str]
-"""A whole text, or its pieces in order, cut anywhere."""
+
+
+class Tokens(NamedTuple):
+    """A text that is in tokens already, in pieces of any length: nothing is tokenised a second time.
+
+    As a source it is its tokens as little-endian int32: these are the bytes that are counted and hashed.
+    """
+
+    pieces: Iterable[Ids]
+
+
+Text = str | Iterable[str] | Tokens
+"""A whole text, or its pieces in order, cut anywhere, or its tokens."""
 
 Digest = Callable[[], tuple[str, int]]
 """SHA-256 (hexadecimal) and number of bytes of a source; called once it has been read to its end."""
@@ -36,8 +48,12 @@ class Feed:
         self._text_hash = hashlib.sha256()
         self._text_bytes = 0
         self._digest = digest or self._own_digest
-        pieces = [text] if isinstance(text, str) else text
-        self._incoming = tokenizer.encode_stream(self._hashed(pieces) if digest is None else pieces)
+        if isinstance(text, Tokens):
+            self._digest = digest or (lambda: (self._ids_hash.hexdigest(), 4 * self.tokens))
+            self._incoming = iter(text.pieces)
+        else:
+            pieces = [text] if isinstance(text, str) else text
+            self._incoming = tokenizer.encode_stream(self._hashed(pieces) if digest is None else pieces)
         self._held: Ids = np.empty(0, np.int32)
         self._ids_hash = hashlib.sha256()
         self._name, self._row = name, row

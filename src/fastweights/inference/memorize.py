@@ -11,7 +11,6 @@ from typing import NamedTuple
 from fastweights.data.text import Source, TextReader, read_pieces
 from fastweights.errors import UserError
 from fastweights.inference.header import MemoryHeader
-from fastweights.inference.header import Source as Record
 from fastweights.inference.memory_file import MemoryFileError
 from fastweights.inference.session import Progress, Session
 

@@ -54,8 +54,8 @@ class Session:
 
     Reading is exact whatever happens in between: a row is written in pieces whose borders are the multiples of `piece`
     in its own count of tokens. Tokens that do not fill a piece wait; questions see them all the same, on a fork. So a
-    session that was saved anywhere and loaded again arrives, on the same machine, at the same bits as one that read on
-    without a break; and asking, saving or forking changes nothing.
+    session that was saved anywhere and loaded again arrives at the same bits as one that read on without a break (on
+    the same machine, with the same number of threads); and asking, saving or forking changes nothing.
 
     The memory used does not depend on how much is read.
 

@@ -129,7 +129,7 @@ class SlidingWindowAttention(StreamLayer[AttentionState]):
         q, k, v = self.heads.project(x)
         keys, values = torch.cat([state.keys.to(k.dtype), k], 2), torch.cat([state.values.to(v.dtype), v], 2)
         y = self.heads.merge(self._attend_blocks(q, keys, values, layout))
-        return Reading(y, AttentionState(self._last(keys, layout), self._last(values, layout), layout.end))
+        return Reading(y, AttentionState(self._last(keys, layout), self._last(values, layout), layout.end.clone()))
 
     def _attend_blocks(self, q: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
         """Cuts the queries into blocks; a block sees itself and the window before it."""

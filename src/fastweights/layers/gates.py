@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -38,4 +39,4 @@ def exact_gate(z: Tensor, threshold: float) -> Tensor:
 def gate_bias(value: float, threshold: float) -> float:
     """The z at which :func:`exact_gate` gives ``value``, for 0 < value < 1."""
     s = value * (1.0 - threshold) + threshold
-    return float(torch.logit(torch.tensor(s, dtype=torch.float64)))
+    return math.log(s / (1.0 - s))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +16,6 @@ from fastweights.layers.convolution import ShortConvolution
 from fastweights.layers.gates import exact_gate, gate_bias
 from fastweights.layers.norm import RMSNorm
 from fastweights.layers.stream import Plan, Reading, StreamLayer, checked
-
-
-Start = Literal["plain", "induction"]
 
 
 class MemoryLayerState(NamedTuple):
@@ -63,8 +60,6 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
         head_dim: size of keys and values, ``dim // heads`` by default.
         convolution: taps of the short convolution.
         gates: where the gates start.
-        start: ``plain``, or ``induction``: keys start as the queries of the token before, so that a query finds from
-            the first step on what followed the last token like it (an induction head). Initial values only.
     """
 
     def __init__(
@@ -75,7 +70,6 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
         head_dim: int | None = None,
         convolution: int = 4,
         gates: GateStart = GateStart(),
-        start: Start = "plain",
     ) -> None:
         super().__init__()
         checked(head_dim is not None or dim % heads == 0, f"dim {dim} is not divisible by {heads} heads")
@@ -95,8 +89,6 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
         self.out_gate = nn.Linear(dim, inner, bias=False)
         self.out = nn.Linear(inner, dim, bias=False)
         self._start_gates(gates)
-        if start == "induction":
-            self._start_induction()
 
     def _spread(self, name: str, inputs: int) -> float:
         return self.rule.architecture.initial_gain(name) / inputs**0.5
@@ -108,9 +100,15 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
             for part, bias in zip(self.gates.bias.view(self.heads, -1).split(self.widths, 1), biases, strict=True):
                 part.fill_(bias)
 
-    def _start_induction(self) -> None:
+    def start_induction(self) -> None:
+        """Starts keys as the queries of the token before.
+
+        From the first step on a query then finds what followed the last token like it (an induction head).
+        """
         inner = self.heads * self.head_dim
         with torch.no_grad():
+            for layer in (self.qkv, self.out_gate, self.out):
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
             self.qkv.weight[inner : 2 * inner] = self.qkv.weight[:inner]
             taps = self.convolution.weight[:, inner : 2 * inner]
             taps.zero_()

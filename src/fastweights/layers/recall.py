@@ -35,7 +35,8 @@ class Recall(nn.Module):
     """Queries to a memory, and its answers as keys and values of an attention (Titans eqs. 21, 22).
 
     ``q_t = W_Q x_t`` with the short convolution, SiLU and normalisation that the memory's own queries have. The
-    projection is not the memory's own: that one sees what the attention found, this one what the segment brings.
+    projection is not the memory's own, though it starts as a copy of it: that one sees what the attention found, this
+    one what the segment brings.
     """
 
     def __init__(self, memory: MemoryLayer, slots: int) -> None:
@@ -43,6 +44,7 @@ class Recall(nn.Module):
         self.rule, self.shape, self.slots = memory.rule, (memory.heads, memory.head_dim), slots
         inner = memory.heads * memory.head_dim
         self.query = nn.Linear(memory.dim, inner, bias=False)
+        self.query.weight.data.copy_(memory.qkv.weight[:inner])
         self.convolution = ShortConvolution(inner, memory.convolution.size)
         self.out = nn.Linear(inner, memory.dim, bias=False)
         # A matrix memory answers 0 until something is written; the wide eps bounds the gradient of the norm there.

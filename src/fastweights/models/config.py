@@ -9,10 +9,10 @@ from typing import Any, Literal, get_args
 from fastweights.core.architecture import MLP, Residual
 from fastweights.core.rule import Rule, rule_from_dict
 from fastweights.errors import UserError
-from fastweights.layers.memory import Start
 
 Wiring = Literal["lmm", "mac", "mag", "mal"]
 Recall = Literal["aligned", "pooled"]
+Start = Literal["plain", "induction"]
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class ModelConfig:
         vocab_size: entries of the tokenizer.
         dim: width D.
         depth: blocks.
-        heads: heads of the attention and of each memory.
+        heads: heads of the attention.
+        memory_heads: heads of each memory layer, 0 for as many as the attention has.
         wiring: memory alone (``lmm``), as context (``mac``), as gate (``mag``) or as layer (``mal``).
         rule: the memory rule. Its inner gradient is clipped by default: stability is on.
         expansion: hidden width of the blocks' networks as a multiple of ``dim``.
@@ -37,8 +38,7 @@ class ModelConfig:
         gate_threshold: below this (before rescaling) a gate of the memory is exactly 0.
         lr_start: where the lr gate starts, as a share of the rule's ``lr_max``.
         forget_start: bias that the forget gate starts from; -4 starts shut.
-        start: initial values of the memory layers, ``plain`` or ``induction``; see
-            :class:`~fastweights.layers.memory.MemoryLayer`.
+        start: initial values, ``plain`` or ``induction``; see :func:`~fastweights.models.titans.start_by_copying`.
         tied: the head shares the embedding's weights.
         embedding_std: spread of the initial embeddings.
 
@@ -50,6 +50,7 @@ class ModelConfig:
     dim: int = 128
     depth: int = 2
     heads: int = 4
+    memory_heads: int = 0
     wiring: Wiring = "mag"
     rule: Rule = Rule(Residual(MLP()))
     expansion: float = 8 / 3
@@ -70,6 +71,11 @@ class ModelConfig:
         for name in ("vocab_size", "dim", "depth", "heads", "window", "segment", "convolution"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         _require(self.persistent >= 0, f"persistent must be 0 or more, not {self.persistent}")
+        _require(self.memory_heads >= 0, f"memory_heads must be 0 or more, not {self.memory_heads}")
+        _require(
+            self.dim % (self.memory_heads or self.heads) == 0,
+            f"dim {self.dim} is not divisible by {self.memory_heads} memory heads",
+        )
         _require(self.dim % self.heads == 0, f"dim {self.dim} is not divisible by {self.heads} heads")
         _require(self.wiring in get_args(Wiring), f"wiring must be lmm, mac, mag or mal, not {self.wiring!r}")
         _require(self.recall in get_args(Recall), f"recall must be aligned or pooled, not {self.recall!r}")

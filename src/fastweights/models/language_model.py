@@ -18,17 +18,21 @@ from fastweights.layers.memory import MemoryLayer
 from fastweights.layers.norm import RMSNorm
 from fastweights.layers.stream import Plan, Reading, unpack_surprise
 from fastweights.models.config import ModelConfig
-from fastweights.models.titans import build_block
+from fastweights.models.titans import build_block, start_by_copying
 
 ModelState = tuple[Any, ...]
 
 
 class Encoded(NamedTuple):
-    """``hidden [B, T, D]`` after the last norm, the state, and one surprise per memory layer (empty unless asked)."""
+    """``hidden [B, T, D]`` after the last norm, the state, and one surprise per memory layer (empty unless asked).
+
+    ``tapped [B, T, D]`` is the residual stream behind the block asked for, or ``None``.
+    """
 
     hidden: Tensor
     state: ModelState
     surprise: tuple[Surprise, ...]
+    tapped: Tensor | None = None
 
 
 class Output(NamedTuple):
@@ -59,6 +63,9 @@ class LanguageModel(nn.Module):
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         nn.init.normal_(self.embedding.weight, std=config.embedding_std)
         nn.init.normal_(self.head.weight, std=config.dim**-0.5)
+        if config.start == "induction":
+            start_by_copying(self._blocks())
+            nn.init.normal_(self.head.weight, std=0.02)
         if config.tied:
             self.head.weight = self.embedding.weight
         self._mix: Callable[..., Reading[Any]] = Block.mix
@@ -82,8 +89,12 @@ class LanguageModel(nn.Module):
         mask: Tensor | None = None,
         cu_seqlens: Tensor | None = None,
         surprise: bool = False,
+        tap: int | None = None,
     ) -> Encoded:
-        """Reads ``ids`` int64 ``[B, T]`` without computing logits; arguments as in :meth:`forward`."""
+        """Reads ``ids`` int64 ``[B, T]`` without computing logits.
+
+        Arguments as in :meth:`forward`; ``tap`` also returns the residual stream behind block ``tap`` (from 0).
+        """
         if ids.dim() != 2 or ids.shape[1] == 0:
             raise UserError(f"token ids must be [batch, time >= 1]; they are {list(ids.shape)}")
         if state is None:
@@ -97,12 +108,14 @@ class LanguageModel(nn.Module):
         x = self.embedding(pack(layout, ids))
         after: list[Any] = []
         felt: tuple[Surprise, ...] = ()
-        for block, before in zip(self._blocks(), state, strict=True):
+        tapped = None
+        for number, (block, before) in enumerate(zip(self._blocks(), state, strict=True)):
             reading = self._run(block, x, before, plan, surprise)
             x = reading.y
             after.append(reading.state)
             felt = felt + reading.surprise
-        return Encoded(unpack(layout, self.norm(x)), tuple(after), unpack_surprise(layout, felt))
+            tapped = unpack(layout, x) if number == tap else tapped
+        return Encoded(unpack(layout, self.norm(x)), tuple(after), unpack_surprise(layout, felt), tapped)
 
     def _run(self, block: Any, x: Tensor, state: Any, plan: Plan, surprise: bool) -> Reading[Any]:
         if not self.recompute or not torch.is_grad_enabled():

@@ -22,6 +22,7 @@ __all__ = [
     "CheckpointConfig",
     "ConfigError",
     "EvaluationConfig",
+    "HintConfig",
     "OptimiserConfig",
     "PriceConfig",
     "Probe",
@@ -138,6 +139,26 @@ class PriceConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HintConfig:
+    """A lesson for a middle block: ``weight * cross-entropy`` of the batch's hints is added to the loss.
+
+    The residual stream behind block ``block`` (from 0), normalised, is compared with the embeddings: at a position with
+    hints it should be near those tokens. It teaches the blocks before a memory to gather what the memory's key needs, a
+    plateau that the loss on answers alone leaves only slowly. Off when the weight is 0; from the fraction ``end`` of all
+    steps on it is 0.
+    """
+
+    block: int = 0
+    weight: float = 0.0
+    end: float = 1.0
+
+    def __post_init__(self) -> None:
+        _require(self.block >= 0, f"hint.block must not be negative, not {self.block}")
+        _require(self.weight >= 0, f"hint.weight must not be negative, not {self.weight}")
+        _require(0 <= self.end <= 1, f"hint.end must lie in [0, 1], not {self.end}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """When to save: every ``every_steps`` steps and every ``every_minutes`` minutes (0 turns either off).
 
@@ -218,6 +239,7 @@ class TrainConfig:
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     skip: SkipConfig = field(default_factory=SkipConfig)
     price: PriceConfig = field(default_factory=PriceConfig)
+    hint: HintConfig = field(default_factory=HintConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -232,6 +254,8 @@ class TrainConfig:
         _require(len(self.stages) >= 1, "a training run needs at least one stage")
         _require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
         _require(self.threads >= 0, f"threads must not be negative, not {self.threads}")
+        last = self.model.depth - 1
+        _require(self.hint.block <= last, f"hint.block must be at most {last}, the last block, not {self.hint.block}")
         _require(self.log_every >= 1, f"log_every must be at least 1, not {self.log_every}")
 
     @property
@@ -308,12 +332,12 @@ def _build(hint: Any, data: Any, where: str) -> Any:
         return ModelConfig.from_json(json.dumps(data))
     if get_origin(hint) is tuple:
         arguments = get_args(hint)
-        hints = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else list(arguments)
-        return tuple(_build(h, item, f"{where}.{i}") for i, (h, item) in enumerate(zip(hints, data, strict=True)))
+        kinds = [arguments[0]] * len(data) if arguments[-1] is Ellipsis else arguments
+        return tuple(_build(kind, item, f"{where}.{i}") for i, (kind, item) in enumerate(zip(kinds, data, strict=True)))
     if not dataclasses.is_dataclass(hint):
         return float(data) if hint is float else data
     assert isinstance(hint, type)
-    values: dict[str, Any] = dict(data)
+    values = dict(data)
     cls = _task_class(values.pop("type", None), where) if issubclass(hint, Task) else hint
     hints = get_type_hints(cls)
     unknown = set(values) - {f.name for f in dataclasses.fields(cls) if f.init}

@@ -42,8 +42,9 @@ def open_run(folder: Path, config: TrainConfig, *, resume: bool, force: bool) ->
         The checkpoint to go on from, or None to start at the first step.
 
     Raises:
-        RunFolderError: when a run is there and neither ``resume`` nor ``force`` was asked for, when there is none to
-            resume, when it was started with other settings, or when the folder holds something else.
+        RunFolderError: when a run with something to lose is there and neither ``resume`` nor ``force`` was asked for,
+            when there is none to resume, when it was started with other settings, or when the folder holds something
+            else.
         CheckpointError: when the newest checkpoint is damaged.
     """
     if resume and force:
@@ -56,7 +57,7 @@ def open_run(folder: Path, config: TrainConfig, *, resume: bool, force: bool) ->
         _write_config(folder, config)
         latest = latest_checkpoint(folder / CHECKPOINTS)
         return None if latest is None else load_checkpoint(latest)
-    if exists and not force:
+    if exists and not force and not _has_nothing(folder):
         raise RunFolderError(f"{folder} holds a run already: resume it, force a new one, or choose another folder")
     if folder.exists() and not exists and (not folder.is_dir() or any(folder.iterdir())):
         raise RunFolderError(f"{folder} is not empty and is no training run: choose another folder")
@@ -117,6 +118,12 @@ def _write_config(folder: Path, config: TrainConfig) -> None:
         write_file(folder / CONFIG, (config.to_json() + "\n").encode())
     except OSError as error:
         raise RunFolderError(f"the run's folder {folder} cannot be written: {error.strerror}") from error
+
+
+def _has_nothing(folder: Path) -> bool:
+    """Whether the run ended before its first line of log, as when its texts were not found."""
+    log = folder / LOG
+    return latest_checkpoint(folder / CHECKPOINTS) is None and (not log.is_file() or log.stat().st_size == 0)
 
 
 def _remove_run(folder: Path) -> None:

@@ -56,6 +56,25 @@ def weighted_mean(losses: Tensor, batch: Batch) -> Tensor:
     return (losses * weights).sum() / weights.sum().clamp_min(torch.finfo(torch.float32).tiny)
 
 
+def hint_loss(model: LanguageModel, projection: Tensor, tapped: Tensor, hints: Tensor) -> Tensor:
+    """How far a middle block is from knowing what it should: mean cross-entropy of hints under the embeddings.
+
+    Args:
+        model: gives the embeddings.
+        projection: ``[D, D]``, learned, starts as the identity. Without it the block would have to hold the hinted
+            tokens and nothing else (measured: nothing is bound then).
+        tapped: ``[B, T, D]``, the residual stream behind the block.
+        hints: int64 ``[B, T, n]``, token ids, -1 for none.
+    """
+    chosen = (hints >= 0).any(-1)
+    wanted = hints[chosen]
+    known = F.rms_norm(F.linear(tapped[chosen], projection), tapped.shape[-1:])
+    log_p = torch.log_softmax((known @ model.embedding.weight.T).float(), -1)
+    real = (wanted >= 0).float()
+    found = log_p.gather(1, wanted.clamp_min(0)) * real
+    return -(found.sum(1) / real.sum(1).clamp_min(1.0)).sum() / real.any(1).sum().clamp_min(1)
+
+
 def write_price(surprise: tuple[Surprise, ...], lr_max: float, mask: Tensor | None) -> Tensor:
     """``mean(lr / lr_max + (1 - retain))`` over memory layers, heads and real tokens: a scalar in [0, 2].
 

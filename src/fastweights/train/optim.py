@@ -52,15 +52,23 @@ class Optimiser:
         model: its ``parameter_groups`` say what decays. Its parameters must already have their final dtype and device.
         config: rates and decay; the learning rate itself is given to `step`.
         masters: float32 values by parameter name to start from instead of the model's own (used when resuming).
+        extra: parameters beside the model's that are trained with it, by a name that no parameter of the model has.
     """
 
     def __init__(
-        self, model: LanguageModel, config: OptimiserConfig, masters: Mapping[str, Tensor] | None = None
+        self,
+        model: LanguageModel,
+        config: OptimiserConfig,
+        masters: Mapping[str, Tensor] | None = None,
+        extra: Mapping[str, torch.nn.Parameter] | None = None,
     ) -> None:
+        self._extra = frozenset(extra or {})
         names = {id(parameter): name for name, parameter in model.named_parameters()}
+        names |= {id(parameter): name for name, parameter in (extra or {}).items()}
         self._pairs: dict[str, tuple[Tensor, Tensor]] = {}
         groups = []
-        for group in model.parameter_groups(config.weight_decay):
+        beside = [{"params": list(extra.values()), "weight_decay": 0.0}] if extra else []
+        for group in [*model.parameter_groups(config.weight_decay), *beside]:
             trained = []
             for parameter in group["params"]:
                 name = names[id(parameter)]
@@ -110,8 +118,12 @@ class Optimiser:
             parameter.grad = master.grad = None
 
     def masters(self) -> dict[str, Tensor]:
-        """The float32 values of every parameter, by name (references, not copies)."""
-        return {name: master.detach() for name, (_, master) in self._pairs.items()}
+        """The float32 values of every parameter of the model, by name (references, not copies)."""
+        return {name: master.detach() for name, (_, master) in self._pairs.items() if name not in self._extra}
+
+    def extras(self) -> dict[str, Tensor]:
+        """The float32 values of the parameters trained beside the model."""
+        return {name: self._pairs[name][1].detach() for name in sorted(self._extra)}
 
     def tensors(self) -> dict[str, Tensor]:
         """AdamW's own state, by ``parameter name/field``."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from fastweights.errors import UserError
 from fastweights.models.durable import write_file
 from fastweights.train.loss import AnswerCounts, GateUse
 
@@ -124,8 +125,12 @@ def summarise(window: Sequence[StepRecord]) -> dict[str, Any]:
     }
 
 
+class LogError(UserError):
+    """The log cannot be written."""
+
+
 class LogFile:
-    """``log.jsonl``: one JSON object a line, flushed as it is written.
+    """``log.jsonl``: one JSON object a line, handed to the system as it is written.
 
     Args:
         path: the file.
@@ -134,15 +139,29 @@ class LogFile:
     """
 
     def __init__(self, path: Path, step: int) -> None:
-        if path.exists():
-            kept = [line for line in _whole_lines(path) if line["step"] <= step]
-            write_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
-        self._file = path.open("a", encoding="utf-8")
+        self._path = path
+        try:
+            if path.exists():
+                kept = [line for line in _whole_lines(path) if line["step"] <= step]
+                write_file(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+            # Unbuffered, so that a full disk shows at the line that no longer fits and not when the file is closed.
+            self._file = path.open("ab", buffering=0)
+        except OSError as error:
+            raise self._failed(error) from error
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one line."""
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        """Append one line.
+
+        Raises:
+            LogError: when the disk is full.
+        """
+        try:
+            self._file.write((json.dumps(line) + "\n").encode())
+        except OSError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: OSError) -> LogError:
+        return LogError(f"the log {self._path} could not be written: {error.strerror}")
 
     def __enter__(self) -> LogFile:
         return self

@@ -33,6 +33,7 @@ from fastweights.train.loss import (
     GateUse,
     count_answers,
     gate_use,
+    hint_loss,
     token_losses,
     weighted_mean,
     write_price,
@@ -44,6 +45,10 @@ from fastweights.train.task import Batch
 
 OnNote = Callable[[str], None]
 Evaluate = Callable[[LanguageModel, int], Mapping[str, Any]]
+
+
+HINT = "hint.projection"
+"""Name of the projection of the hint loss: trained with the model, kept in checkpoints, no part of the model."""
 
 
 class Run:
@@ -73,8 +78,12 @@ class Run:
             masters = {name: parameter.detach().clone() for name, parameter in self.model.named_parameters()}
             self.model.to(torch.bfloat16)
         if checkpoint is not None:
-            masters = dict(checkpoint.tensors["model"])
-        self._optimiser = Optimiser(self.model, config.optimiser, masters)
+            masters = dict(checkpoint.tensors["model"]) | dict(checkpoint.tensors.get("hint", {}))
+        self._hint = torch.nn.Parameter(torch.eye(config.model.dim, device=self._device))
+        extra = {HINT: self._hint} if config.hint.weight > 0 else {}
+        if masters is not None and extra:
+            masters.setdefault(HINT, self._hint.detach().clone())
+        self._optimiser = Optimiser(self.model, config.optimiser, masters, extra)
         self._guard = SkipGuard(config.skip, config.optimiser.clip)
         self._carried: ModelState | None = None
         self._window: list[StepRecord] = []
@@ -194,6 +203,8 @@ class Run:
             "optimiser": self._optimiser.tensors(),
             "random": _random_states(self._device),
         }
+        if self.config.hint.weight > 0:
+            tensors["hint"] = self._optimiser.extras()
         if self._carried is not None:
             tensors["carried"] = flatten_state(self._carried)
         facts = {
@@ -223,12 +234,18 @@ class Run:
         """Returns (output, weighted cross-entropy, price, answers); loss and price are attached scalars."""
         measured = weight > 0 or (self.step + 1) % self.config.log_every == 0
         start = self._carried if place.segment > 0 else None
-        output = self.model.encode(batch.ids, start, mask=batch.mask, surprise=measured)
+        hint = self.config.hint
+        hinted = hint.weight > 0 and batch.hints is not None and self.step < hint.end * self.config.steps
+        tap = hint.block if hinted else None
+        output = self.model.encode(batch.ids, start, mask=batch.mask, surprise=measured, tap=tap)
         losses, guesses = token_losses(self.model, output.hidden, batch)
         price = losses.new_zeros(())
         if output.surprise:
             price = write_price(output.surprise, self.config.model.rule.lr_max, batch.mask)
-        return output, weighted_mean(losses, batch), price, count_answers(guesses, batch)
+        loss = weighted_mean(losses, batch)
+        if batch.hints is not None and output.tapped is not None:
+            loss = loss + hint.weight * hint_loss(self.model, self._hint, output.tapped, batch.hints)
+        return output, loss, price, count_answers(guesses, batch)
 
     def _gate_use(self, output: Encoded, batch: Batch) -> GateUse | None:
         if not output.surprise or not self.log_due():

@@ -38,6 +38,8 @@ class Batch:
         mask: bool ``[B, T]``, False at padding, or None when every token is real.
         answers: int64 ``[B, T]``: positions of one answer share a number >= 1, 0 is no answer. Accuracy is counted over
             answers only. None means that every run of neighbouring positions with a weight is one answer.
+        hints: int64 ``[B, T, n]``: tokens that a middle block should already know at each position (see
+            `fastweights.train.config.HintConfig`), -1 for none; or None.
     """
 
     ids: Tensor
@@ -45,6 +47,7 @@ class Batch:
     weights: Tensor
     mask: Tensor | None = None
     answers: Tensor | None = None
+    hints: Tensor | None = None
 
     @classmethod
     def from_tokens(
@@ -54,16 +57,19 @@ class Batch:
         *,
         real: np.ndarray | None = None,
         answers: np.ndarray | None = None,
+        hints: np.ndarray | None = None,
     ) -> Batch:
         """Make a next-token batch from ``T + 1`` tokens a row.
 
         Every array is ``[B, T + 1]`` and speaks of tokens, not of predictions: ``weights[b, i]`` is what predicting
         token ``i`` from the tokens before it counts, ``answers[b, i]`` the answer that token ``i`` belongs to,
+        ``hints[b, i]`` what should be known when token ``i`` is predicted,
         ``real[b, i]`` is False at padding. The first token of a row is never predicted.
         """
         ids = torch.from_numpy(np.ascontiguousarray(tokens, dtype=np.int64))
         weight = torch.from_numpy(np.ascontiguousarray(weights, dtype=np.float32))
         mask = None if real is None else torch.from_numpy(np.ascontiguousarray(real, dtype=np.bool_))
+        hint = None if hints is None else torch.from_numpy(np.ascontiguousarray(hints, dtype=np.int64))
         answer = None if answers is None else torch.from_numpy(np.ascontiguousarray(answers, dtype=np.int64))
         return cls(
             ids=ids[:, :-1],
@@ -71,6 +77,7 @@ class Batch:
             weights=weight[:, 1:],
             mask=None if mask is None else mask[:, :-1],
             answers=None if answer is None else answer[:, 1:],
+            hints=None if hint is None else hint[:, 1:],
         )
 
     def piece(self, start: int, stop: int) -> Batch:
@@ -101,7 +108,7 @@ class Batch:
             TaskError: with one sentence that names the fault.
         """
         for field, tensor in zip(dataclasses.fields(self), self._tensors(), strict=True):
-            if tensor is not None and tuple(tensor.shape) != (rows, length):
+            if tensor is not None and tuple(tensor.shape[:2]) != (rows, length):
                 shape = list(tensor.shape)
                 raise TaskError(f"the task's {field.name} have shape {shape} where [{rows}, {length}] was asked for")
         for name, ids in (("ids", self.ids), ("targets", self.targets)):
@@ -114,7 +121,7 @@ class Batch:
             raise TaskError("the task puts loss weights on padding; padded positions must have weight 0")
 
     def _tensors(self) -> tuple[Tensor | None, ...]:
-        return (self.ids, self.targets, self.weights, self.mask, self.answers)
+        return (self.ids, self.targets, self.weights, self.mask, self.answers, self.hints)
 
 
 @dataclass(frozen=True, kw_only=True)

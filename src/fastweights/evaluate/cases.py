@@ -1,0 +1,281 @@
+"""Cases of one's own: a context, a question and its answers per line, with results that survive any interruption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastweights.data.text import Source, find_sources, read_pieces
+from fastweights.data.tokenizer import Tokenizer
+from fastweights.errors import UserError
+from fastweights.inference.memorize import whole_lines
+from fastweights.inference.session import Progress, Session
+from fastweights.models.durable import write_file
+from fastweights.models.language_model import LanguageModel
+from fastweights.tasks.needle import match_all
+
+FORMAT = 1
+_SAVE_SECONDS = 2.0
+_FIELDS = ("context", "context_files", "question", "answer")
+
+
+class Case(NamedTuple):
+    """One line of a file of cases.
+
+    Attributes:
+        line: Its number, from 1.
+        key: SHA-256 of the line (and how many equal lines stood before it), by which its result is known.
+        context: Text to read, or None where files are named.
+        files: Files to read, one after the other.
+        question: What to ask.
+        answers: Any of them is right.
+    """
+
+    line: int
+    key: str
+    context: str | None
+    files: tuple[Source, ...]
+    question: str
+    answers: tuple[str, ...]
+
+
+class Step(NamedTuple):
+    """How an evaluation goes.
+
+    Attributes:
+        done: Cases with a result.
+        cases: Cases in all.
+        right: Right answers among those done.
+        reading: How the reading of the present context goes, or None between contexts.
+    """
+
+    done: int
+    cases: int
+    right: int
+    reading: Progress | None
+
+
+def read_cases(path: Path) -> Iterator[Case]:
+    """Yield the cases of a JSON-lines file; one line is in memory at a time, blank lines and other fields are ignored.
+
+    Files named in a case are looked for from the current folder, then from the folder of the file of cases.
+
+    Raises:
+        UserError: The file cannot be read, holds no case, or has a bad line; the sentence names the line.
+    """
+    seen: Counter[str] = Counter()
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    digest = hashlib.sha256(line.strip()).hexdigest()
+                    seen[digest] += 1
+                    key = digest if seen[digest] == 1 else f"{digest} again {seen[digest]}"
+                    yield _case(line, number, key, path)
+    except OSError as error:
+        raise UserError(f"cannot read the cases '{path}': {(error.strerror or str(error)).lower()}") from error
+    if not seen:
+        raise UserError(f"'{path}' holds no cases: each line is a JSON object with {', '.join(_FIELDS)}")
+
+
+def _case(line: bytes, number: int, key: str, path: Path) -> Case:
+    def refuse(reason: str) -> UserError:
+        return UserError(f"line {number} of '{path}' is not a case: {reason}")
+
+    try:
+        data = json.loads(line)
+    except ValueError as error:
+        raise refuse(f"it is not JSON ({error})") from error
+    if not isinstance(data, dict):
+        raise refuse("it is not a JSON object")
+    if ("context" in data) == ("context_files" in data):
+        raise refuse("it needs one of context and context_files")
+    context, files = data.get("context"), _texts_in(data.get("context_files"))
+    if "context" in data and not (isinstance(context, str) and context.strip()):
+        raise refuse("its context is not a text")
+    if "context_files" in data and not files:
+        raise refuse("its context_files is not a list of paths")
+    answers = _texts_in([data["answer"]] if isinstance(data.get("answer"), str) else data.get("answer"))
+    if not answers:
+        raise refuse("its answer is not a text or a list of texts")
+    if not (isinstance(data.get("question"), str) and data["question"].strip()):
+        raise refuse("its question is not a text")
+    try:
+        sources = find_sources([_located(name, path) for name in files]) if files else []
+    except UserError as error:
+        raise refuse(str(error)) from error
+    if any(source.size is None for source in sources):
+        raise refuse("its context_files must be files that can be read more than once")
+    return Case(number, key, context, tuple(sources), data["question"], answers)
+
+
+def _texts_in(value: Any) -> tuple[str, ...]:
+    """The texts of a list of texts, none of them blank; nothing for anything else."""
+    good = isinstance(value, list) and all(isinstance(item, str) and item.strip() for item in value)
+    return tuple(value) if good else ()
+
+
+def _located(name: str, path: Path) -> str:
+    beside = path.parent / name
+    return str(beside) if not Path(name).exists() and beside.exists() else name
+
+
+def evaluate_cases(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    model_name: str,
+    path: Path,
+    output: Path,
+    *,
+    max_tokens: int = 64,
+    on_step: Callable[[Step], None] | None = None,
+) -> dict[str, Any]:
+    """Ask every case and write the results; those that are in `output` already are kept.
+
+    A context is streamed into an empty memory, a line end after it where it has none, and the question as it stands is
+    continued greedily. An answer is right when it contains one of the expected ones, whatever the case of the letters.
+    Neighbouring cases with the same context share one reading. The output is one JSON object, replaced atomically every
+    few seconds and at any end, also by an interrupt.
+
+    Args:
+        model: Reads and answers.
+        tokenizer: The one it was trained with.
+        model_name: What to call it.
+        path: The cases.
+        output: The results.
+        max_tokens: Limit on the tokens of an answer.
+        on_step: Called as it goes.
+
+    Returns:
+        What is in `output` at the end.
+
+    Raises:
+        UserError: A bad line (all are checked before the first is asked), an `output` that is something else or belongs
+            to another model or other cases, or one that cannot be written.
+    """
+    keys = [case.key for case in read_cases(path)]
+    facts = {"model": model_name, "fingerprint": model.fingerprint(), "max_tokens": max_tokens}
+    ledger = _Ledger(output, keys, facts)
+
+    def report(reading: Progress | None = None) -> None:
+        if on_step is not None:
+            on_step(Step(len(ledger.results), len(keys), ledger.right, reading))
+
+    reader = _ContextReader(model, tokenizer, report)
+    report()
+    try:
+        for case in read_cases(path):
+            if case.key in ledger.results:
+                continue
+            session = reader.read(case)
+            answer = session.ask(case.question, max_tokens=max_tokens)
+            ledger.add(case, answer.text.strip(), session.tokens[0])
+            report()
+    finally:
+        written = ledger.save()
+    return written
+
+
+class _ContextReader:
+    """Reads contexts, and keeps the newest one for the case that follows."""
+
+    def __init__(self, model: LanguageModel, tokenizer: Tokenizer, on_progress: Callable[[Progress], None]) -> None:
+        self.model, self.tokenizer, self.on_progress = model, tokenizer, on_progress
+        self._newest: tuple[object, Session] | None = None
+
+    def read(self, case: Case) -> Session:
+        """A session that has read the context of a case."""
+        # Of an inline context only the hash is kept: it may be as long as a book.
+        inline = (
+            "" if case.context is None else hashlib.sha256(case.context.encode("utf-8", "surrogatepass")).hexdigest()
+        )
+        key = (inline, tuple(source.name for source in case.files))
+        if self._newest is not None and self._newest[0] == key:
+            return self._newest[1]
+        session = Session(self.model, self.tokenizer)
+        for name, text in _texts(case):
+            session.read(whole_lines(text), name=name, on_progress=self.on_progress)
+        self._newest = key, session
+        return session
+
+
+def _texts(case: Case) -> Iterator[tuple[str, Iterator[str]]]:
+    if case.context is not None:
+        yield "context", iter([case.context])
+    for source in case.files:
+        yield source.name, (piece.text for piece in read_pieces(source))
+
+
+class _Ledger:
+    """The results so far, in memory and on the disk."""
+
+    def __init__(self, path: Path, keys: Sequence[str], facts: dict[str, Any]) -> None:
+        self.path, self.facts = path, facts
+        self.keys = keys
+        self.results: dict[str, dict[str, Any]] = {}
+        self.saved = time.monotonic()
+        if path.exists():
+            self._resume()
+        else:
+            self.save()  # so that an output that cannot be written is found out before the reading
+
+    @property
+    def right(self) -> int:
+        """Right answers so far."""
+        return sum(result["right"] for result in self.results.values())
+
+    def add(self, case: Case, answer: str, tokens: int) -> None:
+        """Take up the answer to a case."""
+        self.results[case.key] = {
+            "line": case.line,
+            "key": case.key,
+            "question": case.question,
+            "expected": list(case.answers),
+            "answer": answer,
+            "right": any(match_all(answer, [wanted]) == 1 for wanted in case.answers),
+            "context_tokens": tokens,
+        }
+        if time.monotonic() - self.saved >= _SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> dict[str, Any]:
+        """Write everything; the file is the old or the new one at every moment."""
+        done = [self.results[key] for key in self.keys if key in self.results]
+        content = {
+            "format": FORMAT,
+            **self.facts,
+            "cases": len(self.keys),
+            "done": len(done),
+            "right": self.right,
+            "accuracy": round(self.right / len(done), 6) if done else None,
+            "results": done,
+        }
+        try:
+            write_file(self.path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise UserError(f"the results cannot be written to '{self.path}': {reason}") from error
+        self.saved = time.monotonic()
+        return content
+
+    def _resume(self) -> None:
+        other = f"'{self.path}' holds something else than the results of these cases: choose another file"
+        try:
+            found = json.loads(self.path.read_bytes())
+            known = found["format"] == FORMAT
+            results = {result["key"]: result for result in found["results"] if isinstance(result["right"], bool)}
+        except OSError as error:
+            raise UserError(f"cannot read '{self.path}': {(error.strerror or str(error)).lower()}") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(other) from error
+        if not known or not set(results) <= set(self.keys):
+            raise UserError(other)
+        for name, value in self.facts.items():
+            if name != "model" and found.get(name) != value:
+                raise UserError(f"'{self.path}' holds results with another {name}: choose another file")
+        self.results = results

@@ -1,0 +1,292 @@
+"""The suite certifies every preset and every choice, and it sees what is broken."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastweights.core import conformance, decay, delta, dual, engine, gradient, layout, materialised, presets, reference
+from fastweights.core.algorithm import GradientDescent, Momentum
+from fastweights.core.architecture import MLP, Back, GatedMLP, Matrix, Record, Residual
+from fastweights.core.bias import L2, DotProduct
+from fastweights.core.conformance import FULL, QUICK, Report, check_presets, check_rule
+from fastweights.core.retention import NoRetention, WeightDecay
+from fastweights.core.rule import Rule
+from fastweights.core.types import MemoryState
+from fastweights.errors import UserError
+
+SHORT = ((1, 3), (7, 16))
+
+RULES = {
+    "mlp of depth 1": Rule(MLP(1)),
+    "mlp of depth 2, relu, no clip": Rule(MLP(2, 1.5, "relu"), lr_max=0.1, clip=None),
+    "mlp of depth 3, silu, read before": Rule(MLP(3, 1.5, "silu"), read="before"),
+    "mlp, tanh, read at the chunk's start": Rule(MLP(2, 2.0, "tanh"), read="chunk"),
+    "mlp, dot product": Rule(MLP(2, 2.0), DotProduct()),
+    "mlp, gates per map": Rule(MLP(2, 2.0), L2(), WeightDecay("map"), Momentum("head"), lr_scope="map"),
+    "mlp, retain per key": Rule(MLP(2, 1.5), L2(), WeightDecay("key"), Momentum("map")),
+    "mlp, retain per value, read before": Rule(MLP(2, 1.5), L2(), WeightDecay("value"), read="before"),
+    "matrix, all gates per channel": Rule(Matrix(), L2(False), WeightDecay("value"), Momentum("key"), lr_scope="value"),
+    "matrix, lr per key, read at the chunk's start": Rule(Matrix(), lr_scope="key", read="chunk"),
+    "swiglu, gelu, no momentum": Rule(GatedMLP(1.5, "gelu"), L2(False), WeightDecay(), GradientDescent()),
+    "swiglu, nothing forgotten": Rule(GatedMLP(1.5), L2(), NoRetention()),
+    "residual matrix": Rule(Residual(Matrix()), L2(), NoRetention(), GradientDescent(), clip=None),
+    "residual swiglu": Rule(Residual(GatedMLP(1.5)), L2()),
+    "delta, no half, momentum, read before": Rule(Matrix(), L2(False), clip=None, read="before"),
+    "delta, decay first, momentum": Rule(Matrix(), L2(False), clip=None, chunk_size=1, decay_before_grad=True),
+    "delta, decay first, read before": Rule(
+        Matrix(), L2(), WeightDecay(), GradientDescent(), clip=None, chunk_size=1, decay_before_grad=True, read="before"
+    ),
+    "hebbian, momentum and decay": Rule(Matrix(), DotProduct(), clip=None),
+    "mlp, decay first (on the reference)": Rule(MLP(2, 1.5), chunk_size=1, decay_before_grad=True),
+}
+
+
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_presets_conform(name: str) -> None:
+    report = check_rule(presets.PRESETS[name](), grid=QUICK, title=name)
+    assert report.ok, report.table()
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_every_choice_conforms(name: str) -> None:
+    """Compilation (property 10) depends on the tier alone and is tested with the presets."""
+    report = check_rule(RULES[name], grid=SHORT, seeds=9, without=(10,), title=name)
+    assert report.ok, report.table()
+
+
+def test_materialised_compiles() -> None:
+    """No preset runs on this tier."""
+    report = check_rule(RULES["mlp, retain per key"], grid=[(4, 3)], seeds=5, without=range(1, 10))
+    assert report.ok, report.table()
+    assert [f.ok for f in report.findings if f.property == "10 one graph"] == [True]
+
+
+def test_check_presets_goes_through_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def fake(rule: Rule, *, grid: Any, title: str) -> Report:
+        asked.append((rule, grid))
+        return Report(title, ())
+
+    monkeypatch.setattr(conformance, "check_rule", fake)
+    assert [report.title for report in check_presets("quick")] == list(presets.PRESETS)
+    assert asked[0] == (presets.titans(), QUICK)
+    assert len(list(check_presets())) == len(presets.PRESETS)
+    assert asked[-1][1] == FULL
+
+
+def test_what_does_not_apply_is_reported_with_the_reason() -> None:
+    report = check_rule(presets.gated_deltanet(), grid=[(4, 3)], without=(2,))
+    assert report.ok
+    assert [f.ok for f in report.findings] == [None, None]
+    assert "only defined online" in report.table()
+    assert "left out" in report.table()
+
+
+def test_value_size_must_suit_the_rule() -> None:
+    with pytest.raises(UserError, match="one size"):
+        check_rule(presets.titans(), value_dim=5)
+
+
+# What follows breaks one thing at a time; each test says which properties must see it.
+
+
+def failed(rule: Rule, *numbers: int, chunk: int = 4, time: int = 10) -> set[int]:
+    """Of the properties with these numbers, those that fail."""
+    report = check_rule(rule, grid=[(chunk, time)], seeds=3, without=set(range(1, 12)) - set(numbers))
+    assert ("FAILED" in report.table()) is not report.ok
+    return {int(f.property.split()[0]) for f in report.failures}
+
+
+@dataclass(frozen=True)
+class Upside(L2):
+    """Its gradient has the wrong sign."""
+
+    def gradient(self, prediction: Tensor, target: Tensor) -> Tensor:
+        return target - prediction
+
+
+@dataclass(frozen=True)
+class Straight(MLP):
+    """Its backward forgets the activation."""
+
+    def backward(self, record: Record, back: Back, tape: Any, grad: Tensor) -> None:
+        for i in range(self.depth, 0, -1):
+            record(f"layer{i}", grad)
+            grad = back(f"layer{i}", grad)
+
+
+@dataclass(frozen=True)
+class TooSteep(L2):
+    """It declares a slope that its gradient does not have."""
+
+    def affine(self) -> Any:
+        return L2(half=False).affine()
+
+
+SMALL = Rule(MLP(2, 1.0), L2(), chunk_size=4)
+ONLINE = Rule(Matrix(), L2(), clip=None, chunk_size=1)
+
+
+def test_a_wrong_sign_is_seen() -> None:
+    assert failed(Rule(MLP(2, 1.0), Upside()), 1, 2, 6) == {1, 2, 6}
+
+
+def test_a_wrong_inner_gradient_is_seen() -> None:
+    assert failed(Rule(Straight(2, 1.0), L2()), 1, 2) == {1, 2}
+
+
+def test_a_wrong_affine_is_seen() -> None:
+    assert failed(Rule(Matrix(), TooSteep(), clip=None), 1, 2, chunk=1) == {1, 2}
+
+
+def replaced(function: Callable[..., Any], **fields: Callable[[Any], Any]) -> Callable[..., Any]:
+    """The function with some fields of its result (a NamedTuple) changed."""
+
+    def broken(*given: Any) -> Any:
+        result = function(*given)
+        return result._replace(**{name: change(getattr(result, name)) for name, change in fields.items()})
+
+    return broken
+
+
+def test_a_momentum_that_does_not_fade_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dual, "coefficients", replaced(decay.coefficients, fade=torch.ones_like))
+    assert failed(SMALL, 1, 3) == {1, 3}
+
+
+def test_a_read_that_is_off_by_one_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dual, "before", lambda c: c)
+    assert failed(Rule(MLP(2, 1.0), read="before"), 1) == {1}
+
+
+def test_errors_of_the_wrong_token_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(delta, "before", lambda c: c)
+    assert failed(ONLINE, 1, chunk=1) == {1}
+
+
+@pytest.mark.parametrize("tier", [dual, materialised])
+def test_a_clip_that_is_missing_on_one_tier_is_seen(monkeypatch: pytest.MonkeyPatch, tier: Any) -> None:
+    def unclipped(rule: Rule, *given: Any) -> Any:
+        return gradient.chunk_gradients(replace(rule, clip=None), *given)
+
+    monkeypatch.setattr(tier, "chunk_gradients", unclipped)
+    assert failed(SMALL, 1) == {1}
+
+
+def test_an_anchor_taken_anew_in_every_call_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def eager(memory: Any, initial: Any, fresh: Any, reset: Any, aligned: bool) -> Any:
+        return gradient.open_chunk(memory, initial, torch.ones_like(fresh), reset, aligned)
+
+    monkeypatch.setattr(dual, "open_chunk", eager)
+    assert failed(SMALL, 1, 3) == {1, 3}
+
+
+def test_an_anchor_never_taken_anew_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stale(memory: Any, initial: Any, fresh: Any, reset: Any, aligned: bool) -> Any:
+        return gradient.open_chunk(memory, initial, torch.zeros_like(fresh), reset, False)
+
+    monkeypatch.setattr(dual, "open_chunk", stale)
+    assert failed(SMALL, 1) == {1}
+
+
+def test_padding_that_decays_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dual, "coefficients", lambda lr, m, r, real: decay.coefficients(lr, m, r, None))
+    assert failed(SMALL, 1, 3, 5) == {1, 3, 5}
+
+
+def test_chunks_counted_in_slots_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        engine, "make_grid", lambda where, size, blocks=False: layout.make_grid(where, size, blocks=True)
+    )
+    assert failed(SMALL, 1, 3) == {1, 3}
+
+
+def test_documents_that_run_on_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        dual,
+        "open_chunk",
+        lambda memory, initial, fresh, reset, aligned: gradient.open_chunk(memory, initial, fresh, None, aligned),
+    )
+    assert failed(SMALL, 1, 5) == {1, 5}
+
+
+def test_heads_that_mix_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def mixed(q: Tensor, k: Tensor, *given: Any) -> Any:
+        return original(q, k + 1e-6 * k.roll(1, 1), *given)
+
+    original = engine._chunks
+    monkeypatch.setattr(engine, "_chunks", mixed)
+    assert failed(SMALL, 1, 5) == {1, 5}
+
+
+def test_a_look_ahead_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same change in the reference hides it from property 1."""
+
+    def ahead(run: Callable[..., Any]) -> Callable[..., Any]:
+        def peeking(rule: Rule, initial: Any, q: Tensor, *given: Any, **named: Any) -> Any:
+            return run(rule, initial, q + 1e-9 * q.roll(-1, 2), *given, **named)
+
+        return peeking
+
+    monkeypatch.setattr("fastweights.core.conformance_trial.run", ahead(engine.run))
+    assert failed(SMALL, 4) == {4}
+
+
+def test_a_token_that_is_not_rejected_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "_reject", lambda k, v, gates: (k, v, gates, None))
+    assert failed(SMALL, 1, 3, 8) == {8}
+
+
+def test_a_state_that_grows_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def growing(*given: Any) -> MemoryState:
+        state = original(*given)
+        return state._replace(extra=(*state.extra, torch.zeros(2, 1)))
+
+    original = engine._unflatten
+    monkeypatch.setattr(engine, "_unflatten", growing)
+    assert failed(SMALL, 9) == {9}
+
+
+def test_an_aliased_state_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = engine._unflatten
+    monkeypatch.setattr(engine, "_unflatten", lambda *given: (s := original(*given))._replace(anchor=s.dual))
+    assert failed(SMALL, 9) == {9}
+
+
+def test_a_state_changed_in_place_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(*given: Any) -> Any:
+        memory = original(*given)
+        with torch.no_grad():
+            memory.dual["layer1"].mul_(0.5)
+        return memory
+
+    original = engine._flatten
+    monkeypatch.setattr(engine, "_flatten", careless)
+    assert failed(SMALL, 11) == {11}
+
+
+def test_a_gate_without_gradient_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def cut_off(lr: Tensor, momentum: Tensor | None, retain: Tensor | None, real: Tensor | None) -> Any:
+        return decay.coefficients(lr.detach(), momentum, retain, real)
+
+    monkeypatch.setattr(dual, "coefficients", cut_off)
+    assert failed(SMALL, 1, 7) == {1, 7}
+
+
+def test_a_loop_that_differs_is_seen_wherever_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison has two sides: a wrong reference fails as well."""
+    original = reference.inner_gradient
+
+    def doubled(*given: Any) -> Any:
+        loss, grads, norm, overflown = original(*given)
+        return loss, tuple(2.0 * g for g in grads), norm, overflown
+
+    monkeypatch.setattr(reference, "inner_gradient", doubled)
+    assert failed(SMALL, 1) == {1}

@@ -1,0 +1,27 @@
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastweights.core.layout import make_layout
+from fastweights.layers.convolution import ShortConvolution
+from tests.layers.wirings import floats
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_it_is_a_causal_depthwise_convolution(size: int) -> None:
+    layer = ShortConvolution(6, size).double()
+    torch.nn.init.normal_(layer.weight)
+    x = floats(2, 11, 6)
+    y, tail = layer(x, layer.init_state(2), make_layout(torch.zeros(2, dtype=torch.int64), 11))
+    kernel = layer.weight.flip(0).T.unsqueeze(1)
+    want = F.conv1d(F.pad(x.transpose(1, 2), (size - 1, 0)), kernel, groups=6).transpose(1, 2)
+    torch.testing.assert_close(y, want)
+    assert torch.equal(tail, x[:, 11 - (size - 1) :])
+
+
+def test_it_starts_as_the_identity() -> None:
+    layer = ShortConvolution(6)
+    x = torch.randn(2, 5, 6)
+    assert torch.equal(layer(x, layer.init_state(2), make_layout(torch.zeros(2, dtype=torch.int64), 5))[0], x)
