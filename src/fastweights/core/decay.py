@@ -18,6 +18,10 @@ import torch
 from torch import Tensor
 
 
+NEGLIGIBLE = 1e-20
+"""Products of gates below this are taken for 0."""
+
+
 class Coefficients(NamedTuple):
     """Scalars of a piece; leading dimensions ``[...]``, W slots.
 
@@ -62,7 +66,10 @@ def products(gate: Tensor) -> Tensor:
         result = torch.cat([top, torch.cat([across, late], -1)], -2)
         blocks = blocks.reshape(*blocks.shape[:-2], padded // (2 * size), 2 * size)
         size *= 2
-    return result[..., 0, :width, :width]
+    result = result[..., 0, :width, :width]
+    # Products this small change nothing, but as subnormal numbers they would slow every later product tenfold. An exact
+    # zero stays as it is: its gradient is the product of the other gates.
+    return result.masked_fill((result.abs() < NEGLIGIBLE) & (result != 0), 0.0)
 
 
 def coefficients(lr: Tensor, momentum: Tensor | None, retain: Tensor | None, real: Tensor | None) -> Coefficients:

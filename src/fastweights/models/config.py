@@ -68,15 +68,21 @@ class ModelConfig:
     embedding_std: float = 0.5
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value, kind = getattr(self, field.name), type(field.default)
+            fits = type(value) in ((int, float) if kind is float else (kind,))
+            _require(fits, f"{field.name} must be of type {kind.__name__}; it is {value!r}")
         for name in ("vocab_size", "dim", "depth", "heads", "window", "segment", "convolution"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         _require(self.persistent >= 0, f"persistent must be 0 or more, not {self.persistent}")
         _require(self.memory_heads >= 0, f"memory_heads must be 0 or more, not {self.memory_heads}")
+        _require(self.dim % self.heads == 0, f"dim {self.dim} is not divisible by {self.heads} heads")
         _require(
             self.dim % (self.memory_heads or self.heads) == 0,
             f"dim {self.dim} is not divisible by {self.memory_heads} memory heads",
         )
-        _require(self.dim % self.heads == 0, f"dim {self.dim} is not divisible by {self.heads} heads")
+        for name in ("expansion", "embedding_std"):
+            _require(getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}")
         _require(self.wiring in get_args(Wiring), f"wiring must be lmm, mac, mag or mal, not {self.wiring!r}")
         _require(self.recall in get_args(Recall), f"recall must be aligned or pooled, not {self.recall!r}")
         _require(self.start in get_args(Start), f"start must be plain or induction, not {self.start!r}")
@@ -117,8 +123,11 @@ class ModelConfig:
         if unknown:
             raise UserError(f"a model's configuration has no field {unknown[0]!r}; it has {', '.join(sorted(known))}")
         values = dict(values)
-        if "rule" in values:
-            values["rule"] = rule_from_dict(values["rule"])
+        if isinstance(values.get("rule"), dict):
+            try:
+                values["rule"] = rule_from_dict(values["rule"])
+            except TypeError as error:
+                raise UserError(f"the model's rule has a value of a wrong type: {error}") from error
         return ModelConfig(**values)
 
     @staticmethod

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from fastweights.models.conformance import check_model, wirings
+from fastweights.models.language_model import LanguageModel
+from tests.layers.wirings import RULES, WIRINGS, config
+
+
+@pytest.mark.parametrize(
+    ("wiring", "rule"), zip(WIRINGS, ["titans", "titans_linear", "titans_swiglu", "titans_linear", "titans"], strict=True)
+)
+def test_a_whole_model_has_every_property(wiring: str, rule: str) -> None:
+    model = LanguageModel(replace(config(wiring, rule), tied=wiring == "mag"))
+    report = check_model(model, lengths=[1, 7, 20], without=[10], title=f"{wiring}, {rule}")
+    assert report.ok, report.table()
+
+
+def test_a_model_can_be_compiled_and_recomputed() -> None:
+    report = check_model(LanguageModel(config("mac", "titans")), lengths=[7], without=range(3, 10))
+    assert report.ok, report.table()
+
+
+def test_the_suite_names_all_wirings_and_a_model() -> None:
+    suite = wirings(quick=True)
+    assert set(suite) == {"lmm", "mac", "mac_pooled", "mag", "mal", "model"}
+    report = suite["mag"]()
+    assert report.ok, report.table()
+    assert {f.length for f in report.findings} == {7, 33}
