@@ -28,7 +28,8 @@ def walk(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The recurrence on vectors over (A_0, S_0, u_1 ... u_W): rows of A_t and S_t for t = 1 ... W.
 
-    S_t = momentum_t S_{t-1} - lr_t u_t and A_t = retain_t A_{t-1} + S_t (Titans eqs. 10 and 13); no step in an empty slot.
+    S_t = momentum_t S_{t-1} - lr_t u_t and A_t = retain_t A_{t-1} + S_t (Titans eqs. 10 and 13); an empty slot makes no
+    step.
     """
     width = len(lr)
     memory, surprise = np.eye(width + 2)[0], np.eye(width + 2)[1]

@@ -299,7 +299,7 @@ def test_the_half_decides_which_eigenvalues_a_write_reaches(half: bool, factor: 
 
 @pytest.mark.parametrize("bits", ["1", "11", "10110", "111111"])
 def test_parity_is_kept_without_the_half(bits: str) -> None:
-    """Every 1 flips the sign of what is stored (Grazzini et al., arXiv 2411.12537); with the half it is lost at once."""
+    """Every 1 flips the sign of what is stored (arXiv 2411.12537); with the half it would be lost at once."""
     key = np.tile([[1.0, 0.0]], (len(bits), 1))
     lr = np.array([float(bit) for bit in bits])
     s = Stream(key, key, np.zeros((len(bits), 2)), lr, np.zeros(len(bits)), np.ones(len(bits)))

@@ -9,9 +9,10 @@ from fastweights.models.language_model import LanguageModel
 from tests.layers.wirings import RULES, WIRINGS, config
 
 
-@pytest.mark.parametrize(
-    ("wiring", "rule"), zip(WIRINGS, ["titans", "titans_linear", "titans_swiglu", "titans_linear", "titans"], strict=True)
-)
+PAIRS = list(zip(WIRINGS, ["titans", "titans_linear", "titans_swiglu", "titans_linear", "titans"], strict=True))
+
+
+@pytest.mark.parametrize(("wiring", "rule"), PAIRS)
 def test_a_whole_model_has_every_property(wiring: str, rule: str) -> None:
     model = LanguageModel(replace(config(wiring, rule), tied=wiring == "mag"))
     report = check_model(model, lengths=[1, 7, 20], without=[10], title=f"{wiring}, {rule}")

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from fastweights.core.architecture import Matrix
 from fastweights.core.rule import Rule
 from fastweights.models.config import ModelConfig
 from fastweights.train.config import CheckpointConfig, OptimiserConfig, PriceConfig, Stage, TrainConfig
 from fastweights.train.recall import RecallTask
+from fastweights.train.task import Batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class HintedTask(RecallTask):
+    """Recall whose positions hint at the token just read, but for every third one."""
+
+    def batch(self, seed: int, index: int, batch_size: int, length: int) -> Batch:
+        plain = super().batch(seed, index, batch_size, length)
+        hints = plain.ids[:, :, None].repeat(1, 1, 2)
+        hints[:, ::3] = -1
+        hints[:, 1::3, 1] = -1
+        return replace(plain, hints=hints)
+
 
 TINY_MODEL = ModelConfig(vocab_size=24, dim=16, depth=1, heads=2, wiring="lmm", rule=Rule(Matrix(), chunk_size=8))
 TINY = TrainConfig(

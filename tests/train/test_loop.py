@@ -6,11 +6,11 @@ import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
-from tests.train.runs import TINY, TINY_MODEL, short
+from tests.train.runs import TINY, TINY_MODEL, HintedTask, short
 from torch import Tensor
 
 from fastweights.errors import UserError
@@ -21,6 +21,7 @@ from fastweights.train.config import (
     CheckpointConfig,
     ConfigError,
     EvaluationConfig,
+    HintConfig,
     OptimiserConfig,
     PriceConfig,
     Probe,
@@ -220,6 +221,23 @@ def test_bfloat16_keeps_float32_weights_through_a_stop(tmp_path: Path) -> None:
     train(config, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "whole", tmp_path / "run")
     assert {p.dtype for p in load_model(tmp_path / "run" / "model").parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_hints_are_learned_and_survive_a_stop(precision: Literal["float32", "bfloat16"], tmp_path: Path) -> None:
+    hint = HintConfig(weight=0.5, end=0.7)
+    config = replace(short(5), task=HintedTask(symbols=8, pairs=2, queries=2), hint=hint, precision=precision)
+    result = train(config, tmp_path / "whole")
+    train(config, tmp_path / "run", on_step=Stopper(2))
+    train(config, tmp_path / "run", resume=True, on_step=Stopper(4))
+    train(config, tmp_path / "run", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+    latest = latest_checkpoint(tmp_path / "run" / "checkpoints")
+    assert latest is not None
+    projection = load_checkpoint(latest).tensors["hint"]["hint.projection"]
+    assert not torch.equal(projection, torch.eye(16))
+    without = train(replace(config, hint=HintConfig()), tmp_path / "without")
+    assert any(not torch.equal(a, b) for a, b in zip(weights(result).values(), weights(without).values(), strict=True))
 
 
 def test_recomputing_gives_the_same_weights(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fastweights.core.types import Surprise
 from fastweights.models.language_model import LanguageModel
-from fastweights.train.loss import count_answers, gate_use, token_losses, weighted_mean, write_price
+from fastweights.train.loss import count_answers, gate_use, hint_loss, token_losses, weighted_mean, write_price
 from fastweights.train.task import Batch
 
 
@@ -117,3 +117,15 @@ def test_interleaved_answers_are_told_apart() -> None:
     counts = count_answers(torch.tensor([1, 0, 1, 0]), Batch(targets, targets, torch.ones(1, 4), answers=answers))
     assert (counts.answers, counts.exact, counts.right) == (2, 1, 2)
     assert counts.right_at[:2] == (1, 1)
+
+
+def test_the_hint_loss_is_the_mean_over_positions_of_the_mean_over_their_hints() -> None:
+    model = LanguageModel(TINY_MODEL)
+    tapped = torch.randn(2, 3, 16)
+    hints = torch.tensor([[[1, 2], [-1, -1], [3, -1]], [[-1, -1], [4, 4], [-1, 5]]])
+    known = tapped * tapped.pow(2).mean(-1, keepdim=True).add(torch.finfo(torch.float32).eps).rsqrt()
+    surprise = -(known @ model.embedding.weight.T).log_softmax(-1)
+    places = [(0, 0, (1, 2)), (0, 2, (3,)), (1, 1, (4, 4)), (1, 2, (5,))]
+    expected = sum(sum(float(surprise[b, t, i].detach()) for i in ids) / len(ids) for b, t, ids in places) / 4
+    assert hint_loss(model, torch.eye(16), tapped, hints).item() == pytest.approx(expected, rel=1e-5)
+    assert hint_loss(model, torch.eye(16), tapped, hints.clamp_max(-1)).item() == 0.0

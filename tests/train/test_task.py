@@ -78,6 +78,8 @@ def test_a_faulty_batch_is_refused() -> None:
         (replace(good, weights=-ones), "not negative"),
         (replace(good, weights=ones * float("nan")), "finite"),
         (replace(good, mask=mask), "loss weights on padding"),
+        (replace(good, hints=ids[:, :, None] - 2), "hints span -2"),
+        (replace(good, hints=ids[:, :3, None]), r"hints have shape \[2, 3, 1\]"),
     ):
         with pytest.raises(TaskError, match=says):
             bad.check(2, 4, 1)

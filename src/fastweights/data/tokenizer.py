@@ -46,6 +46,9 @@ LOOKAHEAD = 64
 PIECE_CHARS = 65_536
 """Characters encoded at a time: tens of milliseconds of work."""
 
+# The library's own 10,000 fill up over half a million tokens: megabytes that a long text takes and a short one does not.
+_CACHED_UNITS = 1024
+
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _WORD_BORDER = re.compile(r"[A-Za-z](?= [A-Za-z])")
 
@@ -175,6 +178,7 @@ class BPETokenizer(Tokenizer):
         """
         self.name = name
         self._backend, vocab = _checked_backend(definition, name)
+        self._backend.model._resize_cache(_CACHED_UNITS)
         self._units = tokenizers.pre_tokenizers.Split(tokenizers.Regex(UNIT_PATTERN), "isolated")
         self.vocab_size = len(vocab)
         from_symbol = {symbol: byte for byte, symbol in enumerate(byte_symbols())}

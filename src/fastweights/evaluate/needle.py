@@ -255,7 +255,7 @@ def _ask(session: Session, documents: Sequence[HiddenDocument], places: Sequence
         group = pairs[start : start + _ASKED_TOGETHER]
         asked = [documents[row].needles[index] for row, index in group]
         answers = session.fork([row for row, _ in group]).ask_each(
-            ["\n" + question(needle) for needle in asked], max_tokens=_ANSWER_TOKENS, stop=_STOP
+            [question(needle) for needle in asked], max_tokens=_ANSWER_TOKENS, stop=_STOP
         )
         for (row, index), needle, answer in zip(group, asked, answers, strict=True):
             text = answer.text.strip()

@@ -245,6 +245,7 @@ class Session:
 
         Args:
             question: The question, of any length, with whatever beginning of an answer the model expects at its end.
+                It is asked on a line of its own: a line break is put in front of it unless it begins with one.
             max_tokens: Limit on the tokens of the answer.
             stop: Strings that end the answer and are cut off.
             learn: Read the question and the answer into the memory afterwards, as if they stood in the text.
@@ -271,9 +272,10 @@ class Session:
         """
         if isinstance(questions, str) or len(questions) != self.rows:
             raise UserError(f"this session has {self.rows} rows: ask one question of each")
-        prompts = [self.tokenizer.encode_array(text) for text in questions]
-        if not all(map(len, prompts)):
+        if not all(questions):
             raise UserError("the question is empty: ask something")
+        questions = [text if text.startswith("\n") else "\n" + text for text in questions]
+        prompts = [self.tokenizer.encode_array(text) for text in questions]
         answers = self._continue(prompts, Sampling().choose, max_tokens, stop)
         if learn:
             said = [text + self.tokenizer.decode(answer.ids) for text, answer in zip(questions, answers, strict=True)]

@@ -13,7 +13,9 @@ from torch.utils.checkpoint import checkpoint
 from fastweights.core.layout import make_layout, pack, unpack
 from fastweights.core.types import Surprise
 from fastweights.errors import UserError
+from fastweights.layers.attention import Heads
 from fastweights.layers.blocks import Block
+from fastweights.layers.convolution import ShortConvolution
 from fastweights.layers.memory import MemoryLayer
 from fastweights.layers.norm import RMSNorm
 from fastweights.layers.stream import Plan, Reading, unpack_surprise
@@ -122,7 +124,7 @@ class LanguageModel(nn.Module):
             return self._mix(block, x, state, plan, surprise)
         return checkpoint(self._mix, block, x, state, plan, surprise, use_reentrant=False)  # type: ignore[no-any-return]
 
-    def compile_blocks(self, backend: str = "inductor") -> bool:
+    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> bool:
         """Compiles the blocks one by one with :func:`torch.compile`.
 
         All blocks share their graphs: one for each length read from a fresh state, and one for single tokens.
@@ -177,12 +179,19 @@ class LanguageModel(nn.Module):
         return digest.hexdigest()
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups for AdamW: decay on the slow weight matrices only, not on gates, W_0, norms, biases or embeddings."""
-        kept = set(map(id, [self.embedding.weight, self.head.weight]))
+        """Groups for AdamW: decay on the slow weight matrices only, not on gates, W_0, norms, biases or embeddings.
+
+        Short convolutions and persistent tokens are spared as well.
+        """
+        spared = [self.embedding.weight, self.head.weight]
         for module in self.modules():
             if isinstance(module, MemoryLayer):
-                kept |= set(map(id, [*module.initial.values(), *module.gates.parameters()]))
-                kept.add(id(module.convolution.weight))
+                spared += [*module.initial.values(), *module.gates.parameters()]
+            elif isinstance(module, ShortConvolution):
+                spared.append(module.weight)
+            elif isinstance(module, Heads) and module.persistent is not None:
+                spared.append(module.persistent)
+        kept = set(map(id, spared))
         decayed = [p for p in self.parameters() if p.dim() == 2 and id(p) not in kept]
         chosen = set(map(id, decayed))
         others = [p for p in self.parameters() if id(p) not in chosen]

@@ -61,14 +61,14 @@ def hint_loss(model: LanguageModel, projection: Tensor, tapped: Tensor, hints: T
 
     Args:
         model: gives the embeddings.
-        projection: ``[D, D]``, learned, starts as the identity. Without it the block would have to hold the hinted
+        projection: ``[D, D]``, learned, starts as the identity, used in the dtype of ``tapped``. Without it the block would have to hold the hinted
             tokens and nothing else (measured: nothing is bound then).
         tapped: ``[B, T, D]``, the residual stream behind the block.
         hints: int64 ``[B, T, n]``, token ids, -1 for none.
     """
     chosen = (hints >= 0).any(-1)
     wanted = hints[chosen]
-    known = F.rms_norm(F.linear(tapped[chosen], projection), tapped.shape[-1:])
+    known = F.rms_norm(F.linear(tapped[chosen], projection.to(tapped.dtype)), tapped.shape[-1:])
     log_p = torch.log_softmax((known @ model.embedding.weight.T).float(), -1)
     real = (wanted >= 0).float()
     found = log_p.gather(1, wanted.clamp_min(0)) * real

@@ -21,7 +21,7 @@ class StepRecord(NamedTuple):
         steps: steps of the whole run.
         stage: index of the curriculum's stage.
         length: positions per row.
-        loss: weighted cross-entropy in nats a token, without the price.
+        loss: weighted cross-entropy in nats a token, without the price and the hints.
         answers: how many predictions inside answers were right.
         price: mean use of the gates in [0, 2], 0 while nothing is charged.
         price_weight: what that use is multiplied with.

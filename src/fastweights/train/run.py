@@ -121,8 +121,8 @@ class Run:
         lr = learning_rate(self.step, config.steps, config.optimiser)
         weight = price_at(self.step, config.steps, config.price)
         batch = feed.get(self.step).to(self._device)
-        output, loss, price, answers = self._forward(batch, place, weight)
-        total = loss + weight * price
+        output, loss, hint, price, answers = self._forward(batch, place, weight)
+        total = loss + hint + weight * price
         value, norm = float(total.detach()), math.nan
         if math.isfinite(value):
             total.backward()
@@ -230,8 +230,10 @@ class Run:
                 parameter.copy_(masters[name])
         return self.model.eval()
 
-    def _forward(self, batch: Batch, place: Place, weight: float) -> tuple[Encoded, Tensor, Tensor, AnswerCounts]:
-        """Returns (output, weighted cross-entropy, price, answers); loss and price are attached scalars."""
+    def _forward(
+        self, batch: Batch, place: Place, weight: float
+    ) -> tuple[Encoded, Tensor, Tensor, Tensor, AnswerCounts]:
+        """Returns (output, weighted cross-entropy, weighted hint loss, price, answers); all three scalars attached."""
         measured = weight > 0 or (self.step + 1) % self.config.log_every == 0
         start = self._carried if place.segment > 0 else None
         hint = self.config.hint
@@ -239,13 +241,12 @@ class Run:
         tap = hint.block if hinted else None
         output = self.model.encode(batch.ids, start, mask=batch.mask, surprise=measured, tap=tap)
         losses, guesses = token_losses(self.model, output.hidden, batch)
-        price = losses.new_zeros(())
+        price = hint_part = losses.new_zeros(())
         if output.surprise:
             price = write_price(output.surprise, self.config.model.rule.lr_max, batch.mask)
-        loss = weighted_mean(losses, batch)
         if batch.hints is not None and output.tapped is not None:
-            loss = loss + hint.weight * hint_loss(self.model, self._hint, output.tapped, batch.hints)
-        return output, loss, price, count_answers(guesses, batch)
+            hint_part = hint.weight * hint_loss(self.model, self._hint, output.tapped, batch.hints)
+        return output, weighted_mean(losses, batch), hint_part, price, count_answers(guesses, batch)
 
     def _gate_use(self, output: Encoded, batch: Batch) -> GateUse | None:
         if not output.surprise or not self.log_due():

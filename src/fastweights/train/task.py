@@ -111,9 +111,11 @@ class Batch:
             if tensor is not None and tuple(tensor.shape[:2]) != (rows, length):
                 shape = list(tensor.shape)
                 raise TaskError(f"the task's {field.name} have shape {shape} where [{rows}, {length}] was asked for")
-        for name, ids in (("ids", self.ids), ("targets", self.targets)):
+        for name, ids, least in (("ids", self.ids, 0), ("targets", self.targets, 0), ("hints", self.hints, -1)):
+            if ids is None or ids.numel() == 0:
+                continue
             low, high = int(ids.min()), int(ids.max())
-            if low < 0 or high >= vocab_size:
+            if low < least or high >= vocab_size:
                 raise TaskError(f"the task's {name} span {low} to {high}, but the model's vocab_size is {vocab_size}")
         if not bool((self.weights >= 0).all()) or not bool(torch.isfinite(self.weights).all()):
             raise TaskError("the task's weights must be finite and not negative")

@@ -1,0 +1,108 @@
+"""Puts a finished run's model into the package, with a model card written from the run's own record.
+
+    python recipes/ship_model.py runs/needle [--results results/needle.json]
+
+The card holds what the run's configuration and log say, and the recall measured by benchmarks/needle_curve.py where a
+results file is given (run it on the folder of the model first, then again here).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from fastweights.models.pretrained import SHIPPED, save_model
+from fastweights.train.config import TrainConfig
+from fastweights.train.folder import model_from_run
+from fastweights.train.needle import NeedleTask
+
+CARD = """# {name}
+
+{parameters:,} parameters. Recalls numbers hidden in English text by their keys: the pass-keys of RULER's S-NIAH, in
+books and in noise. It was trained for this alone and knows nothing else.
+
+| | |
+| --- | --- |
+| wiring | {wiring}: memory, then sliding-window attention over {window} tokens, then a SwiGLU network; {depth} blocks |
+| memory | {memory_heads} heads of {head_dim} x {head_dim} a block, written online |
+| rule | {rule} |
+| width | {dim} |
+| tokenizer | {tokenizer} |
+| training | {steps:,} steps, {tokens:,} tokens in rows of {shortest} to {longest}, {minutes:.0f} minutes on {threads} threads |
+| data | sentences of 89 public-domain novels (ELTeC-eng, DOI 10.5281/zenodo.3462536) and RULER's noise, with needles |
+| recipe | `recipes/needle.py`, seed {seed} |
+
+Last line of the training log: {last}
+
+{results}
+
+Limits: keys of the form adjective-noun and values of seven digits, in RULER's words. A question should end where the
+answer begins (" The special magic number for KEY mentioned in the provided text is"). Keys were made of four fifths of
+the word lists; the numbers above use the other fifth, and books that training never saw.
+"""
+
+
+def recall_table(path: Path) -> str:
+    """The measured recall as a table, one line a length."""
+    record = json.loads(path.read_text(encoding="utf-8"))
+    rows: dict[tuple[int, int], list[int]] = {}
+    for point in record["points"]:
+        right, asked = rows.setdefault((point["tokens"], point["needles"]), [0, 0])
+        rows[point["tokens"], point["needles"]] = [right + point["right"], asked + point["asked"]]
+    lines = ["| tokens | needles a document | recalled |", "| --- | --- | --- |"]
+    lines += [f"| {t:,} | {n} | {right} of {asked} |" for (t, n), (right, asked) in sorted(rows.items())]
+    return "\n".join(lines)
+
+
+def card(run: Path, name: str, results: Path | None) -> str:
+    """The text of the card."""
+    config = TrainConfig.from_json((run / "config.json").read_text(encoding="utf-8"))
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    last: dict[str, Any] = [line for line in lines if line["kind"] == "steps"][-1]
+    model = config.model
+    heads = model.memory_heads or model.heads
+    return CARD.format(
+        name=name,
+        parameters=sum(p.numel() for p in model_from_run(run).parameters()),
+        wiring=model.wiring.upper(),
+        window=model.window,
+        depth=model.depth,
+        memory_heads=heads,
+        head_dim=model.dim // heads,
+        rule=model.rule,
+        dim=model.dim,
+        tokenizer=config.task.tokenizer,
+        steps=config.steps,
+        tokens=config.tokens,
+        shortest=min(stage.length for stage in config.stages),
+        longest=max(stage.length for stage in config.stages),
+        minutes=last["seconds"] / 60,
+        threads=config.threads or "all",
+        seed=config.seed,
+        last=json.dumps({key: last[key] for key in ("loss", "exact", "write", "forget", "shut")}),
+        results=recall_table(results) if results else "",
+    )
+
+
+def main() -> None:
+    """Writes the model and its card."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("--name", default="needle")
+    parser.add_argument("--results", type=Path)
+    arguments = parser.parse_args()
+    assert issubclass(NeedleTask, object), "imported so that the run's configuration can name its task"
+    save_model(
+        model_from_run(arguments.run),
+        SHIPPED / arguments.name,
+        tokenizer=TrainConfig.from_json((arguments.run / "config.json").read_text(encoding="utf-8")).task.tokenizer,
+        card=card(arguments.run, arguments.name, arguments.results),
+        overwrite=True,
+    )
+    print(SHIPPED / arguments.name)
+
+
+if __name__ == "__main__":
+    main()
