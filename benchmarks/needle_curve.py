@@ -122,7 +122,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=16, help="at most, for each length and seed")
     parser.add_argument("--budget", type=int, default=2**62, help="tokens for each point; fewer documents where needed")
     parser.add_argument("--seeds", type=int, nargs="+", default=(0,))
-    parser.add_argument("--split", choices=("all", "train", "eval"), default="all", help="words of the keys")
+    parser.add_argument("--split", choices=("all", "train", "eval"), default="eval", help="words of the keys")
     parser.add_argument("--out", type=Path, default=Path("results/needle.json"))
     parser.add_argument("--point", type=int, nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -159,7 +159,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(arguments.threads)
-    report = check_rule(RULE, chunk_sizes=(7, 16), lengths=(33,))
+    report = check_rule(RULE, grid=((7, 33), (16, 33)), title="the rule under test")
     if not report.ok:
         sys.exit(f"the rule under test is not certified, so its speed means nothing:\n{report.table()}")
     best = measure(arguments.rounds)

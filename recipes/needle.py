@@ -6,9 +6,9 @@ It reads the novels in the folder ``books`` of the present directory: any plain-
 used 89 of the ELTeC English collection, DOI 10.5281/zenodo.3462536; the ten that ship with the package were not among
 them). About half an hour on two cores.
 
-Titans as MAL with a matrix for memory, written online: every gradient is taken at the current weights, exact in parallel,
-so a later needle corrects for what earlier ones left. Deep memories take their gradients at a chunk's start; they were not
-tried at this task's full size.
+Titans as MAL with a matrix for memory, written online: every gradient is taken at the current weights, exact in
+parallel, so a later needle corrects for what earlier ones left. Deep memories take their gradients at a chunk's start;
+they were not tried at this task's full size.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def _probes() -> tuple[Probe, ...]:
     """One question a row, keys of words never trained on."""
 
     def probe(name: str, length: int, rows: int, needles: int) -> Probe:
-        mix = RowMix(noise=0.0, text=1.0, dense=0.0, min_needles=needles, max_needles=needles, questions=1, split="eval")
+        mix = RowMix(
+            noise=0.0, text=1.0, dense=0.0, min_needles=needles, max_needles=needles, questions=1, split="eval"
+        )
         return Probe(name=name, length=length, batch_size=rows, task=NeedleTask(paths=BOOKS, mix=mix))
 
     return probe("four_320", 320, 48, 4), probe("eight_1024", 1024, 24, 8), probe("one_1024", 1024, 16, 1)

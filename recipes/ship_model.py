@@ -30,7 +30,7 @@ books and in noise. It was trained for this alone and knows nothing else.
 | rule | {rule} |
 | width | {dim} |
 | tokenizer | {tokenizer} |
-| training | {steps:,} steps, {tokens:,} tokens in rows of {shortest} to {longest}, {minutes:.0f} minutes on {threads} threads |
+| training | {steps:,} steps, {tokens:,} tokens in rows of {shortest} to {longest}, {minutes:.0f} minutes |
 | data | sentences of 89 public-domain novels (ELTeC-eng, DOI 10.5281/zenodo.3462536) and RULER's noise, with needles |
 | recipe | `recipes/needle.py`, seed {seed} |
 
@@ -79,7 +79,6 @@ def card(run: Path, name: str, results: Path | None) -> str:
         shortest=min(stage.length for stage in config.stages),
         longest=max(stage.length for stage in config.stages),
         minutes=last["seconds"] / 60,
-        threads=config.threads or "all",
         seed=config.seed,
         last=json.dumps({key: last[key] for key in ("loss", "exact", "write", "forget", "shut")}),
         results=recall_table(results) if results else "",

@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from tests.layers.wirings import floats
 from torch import Tensor
 
 from fastweights.errors import UserError
 from fastweights.layers.attention import SlidingWindowAttention, rotate
 from fastweights.layers.conformance import stirred
-from tests.layers.wirings import floats
 
 
 def spin(x: Tensor, place: int) -> Tensor:

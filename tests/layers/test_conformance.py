@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.layers.wirings import RULES, WIRINGS, clipped, config
 from torch import Tensor
 
 from fastweights.layers.attention import SlidingWindowAttention
@@ -11,7 +12,6 @@ from fastweights.layers.conformance import check_layer
 from fastweights.layers.memory import MemoryLayer
 from fastweights.layers.stream import Plan, Reading, StreamLayer
 from fastweights.models.titans import build_block
-from tests.layers.wirings import RULES, WIRINGS, clipped, config
 
 
 @pytest.mark.parametrize("rule", RULES)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.layers.test_attention import spin
+from tests.layers.wirings import RULES, floats
 from torch import Tensor
 
 from fastweights.core.engine import init_state, read
@@ -11,8 +13,6 @@ from fastweights.errors import UserError
 from fastweights.layers.conformance import stirred
 from fastweights.layers.context import MAC
 from fastweights.layers.memory import MemoryLayer
-from tests.layers.test_attention import spin
-from tests.layers.wirings import RULES, floats
 
 SEGMENT = 8
 
@@ -82,7 +82,9 @@ def by_hand(layer: MAC, x: Tensor, pooled: int | None) -> Tensor:
 def test_it_equals_the_equations_written_by_hand(rule: Rule, pooled: int | None, persistent: int) -> None:
     layer = layer_of(rule, pooled, persistent)
     x = floats(2, 21, 12)
-    torch.testing.assert_close(layer(x).y, torch.stack([by_hand(layer, row, pooled) for row in x]), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        layer(x).y, torch.stack([by_hand(layer, row, pooled) for row in x]), rtol=1e-9, atol=1e-9
+    )
 
 
 def test_memory_and_attention_may_have_different_numbers_of_heads() -> None:
@@ -125,7 +127,9 @@ def test_the_state_holds_the_memory_at_the_segment_s_start_and_nothing_of_an_old
     state = layer(x, cu_seqlens=torch.tensor([0, 18, 19])).state
     assert not state.segment.keys[:, :, 1:].any()
     assert not state.recalled.tokens.keys[:, :, 1:].any()
-    for got, want in zip(state.start, init_state(layer.memory.rule, layer.memory.initial_weights(), 1).dual, strict=True):
+    for got, want in zip(
+        state.start, init_state(layer.memory.rule, layer.memory.initial_weights(), 1).dual, strict=True
+    ):
         assert torch.equal(got, want)
 
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.layers.wirings import floats
 
 from fastweights.core.layout import make_layout
 from fastweights.layers.convolution import ShortConvolution
-from tests.layers.wirings import floats
 
 
 @pytest.mark.parametrize("size", [1, 2, 4])

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from tests.layers.wirings import RULES, WIRINGS, floats, mixer
 from torch import Tensor
 
 from fastweights.core import presets
@@ -18,7 +19,6 @@ from fastweights.core.rule import Rule
 from fastweights.errors import UserError
 from fastweights.layers.conformance import stirred
 from fastweights.layers.memory import GateStart, MemoryLayer
-from tests.layers.wirings import RULES, WIRINGS, floats, mixer
 
 
 def plain(layer: MemoryLayer, x: Tensor) -> Tensor:

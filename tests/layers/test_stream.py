@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.layers.wirings import RULES, WIRINGS, floats, mixer
 from torch import Tensor
 
 from fastweights.core.layout import make_layout
@@ -15,7 +16,6 @@ from fastweights.layers.attention import SlidingWindowAttention
 from fastweights.layers.conformance import stirred
 from fastweights.layers.memory import MemoryLayer
 from fastweights.layers.stream import Plan, StreamLayer
-from tests.layers.wirings import RULES, WIRINGS, floats, mixer
 
 EXACT = 1e-10
 
@@ -70,7 +70,9 @@ def test_documents_among_padding_and_across_calls_are_read_as_if_alone(wiring: s
             reading = layer(padded, state, mask=mask, cu_seqlens=torch.tensor([*borders, width]))
             state = reading.state
             answers.append(reading.y[:, places])
-    verdict = within((torch.cat(answers, 1), state), (torch.cat([d.y for d in documents], 1), documents[-1].state), EXACT)
+    verdict = within(
+        (torch.cat(answers, 1), state), (torch.cat([d.y for d in documents], 1), documents[-1].state), EXACT
+    )
     assert verdict.ok, verdict.detail
 
 
@@ -99,7 +101,9 @@ def test_truncated_backpropagation_carries_a_detached_state(wiring: str) -> None
         torch.testing.assert_close(reading.y, want, rtol=1e-9, atol=1e-9)
         layer.zero_grad()
         reading.y.square().sum().backward()
-        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in layer.parameters() if p.grad is not None)
+        assert all(
+            p.grad is not None and torch.isfinite(p.grad).all() for p in layer.parameters() if p.grad is not None
+        )
         assert layer.get_parameter("qkv.weight" if wiring == "lmm" else "memory.qkv.weight").grad is not None
         state = detached(reading.state)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.layers.wirings import RULES, WIRINGS, config
 from torch._dynamo.backends.debugging import aot_eager
 
 from fastweights.core.properties import tensors
@@ -14,7 +15,6 @@ from fastweights.errors import UserError
 from fastweights.layers.blocks import Block
 from fastweights.layers.conformance import memories, stirred
 from fastweights.models.language_model import LanguageModel, detach_state, flatten_state, unflatten_state
-from tests.layers.wirings import RULES, WIRINGS, config
 
 
 def model_of(wiring: str, rule: str = "titans") -> LanguageModel:
@@ -134,7 +134,8 @@ def test_a_fingerprint_names_the_configuration_and_every_parameter() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ids", "words"), [(torch.zeros(3, dtype=torch.int64), "batch, time"), (torch.zeros(2, 0, dtype=torch.int64), ">= 1")]
+    ("ids", "words"),
+    [(torch.zeros(3, dtype=torch.int64), "batch, time"), (torch.zeros(2, 0, dtype=torch.int64), ">= 1")],
 )
 def test_ids_of_a_wrong_shape_are_refused(ids: torch.Tensor, words: str) -> None:
     with pytest.raises(UserError, match=words):
@@ -147,7 +148,9 @@ def test_a_state_of_other_rows_is_refused() -> None:
         model(tokens(2, 4), model.init_state(3))
 
 
-@pytest.mark.parametrize(("wiring", "rule"), [("mac", "titans"), ("mac_pooled", "titans_linear"), ("mag", "titans_swiglu")])
+@pytest.mark.parametrize(
+    ("wiring", "rule"), [("mac", "titans"), ("mac_pooled", "titans_linear"), ("mag", "titans_swiglu")]
+)
 def test_twelve_compiled_blocks_make_two_graphs(wiring: str, rule: str) -> None:
     """One for the prompt and one for single tokens, wherever in a chunk, a segment or a window they stand."""
     model, ids = stirred(LanguageModel(replace(config(wiring, rule), depth=12))), tokens(2, 8)

@@ -3,11 +3,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from tests.layers.wirings import WIRINGS, config
 
 from fastweights.models.conformance import check_model, wirings
 from fastweights.models.language_model import LanguageModel
-from tests.layers.wirings import RULES, WIRINGS, config
-
 
 PAIRS = list(zip(WIRINGS, ["titans", "titans_linear", "titans_swiglu", "titans_linear", "titans"], strict=True))
 

@@ -72,5 +72,5 @@ def test_the_rule_and_the_vocabulary_may_be_chosen() -> None:
 def test_an_unknown_size_is_refused_with_a_hint() -> None:
     with pytest.raises(UserError, match=r"did you mean '1.3b'"):
         sized("1.3B")
-    with pytest.raises(UserError, match="there are 0.1m, "):
+    with pytest.raises(UserError, match=r"there are 0\.1m, "):
         sized("huge")

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-
 NEGLIGIBLE = 1e-20
 """Products of gates below this are taken for 0."""
 

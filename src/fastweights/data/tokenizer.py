@@ -46,7 +46,7 @@ LOOKAHEAD = 64
 PIECE_CHARS = 65_536
 """Characters encoded at a time: tens of milliseconds of work."""
 
-# The library's own 10,000 fill up over half a million tokens: megabytes that a long text takes and a short one does not.
+# The library's own 10,000 fill up over half a million tokens: megabytes that only a long text would take.
 _CACHED_UNITS = 1024
 
 _SURROGATES = re.compile("[\ud800-\udfff]")

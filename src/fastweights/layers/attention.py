@@ -20,7 +20,7 @@ class AttentionState(NamedTuple):
 
 
 def rotate(x: Tensor, index: Tensor, base: float = 10_000.0) -> Tensor:
-    """Rotary position embedding (arXiv 2104.09864) of ``x [..., T, head_dim]`` at integer positions ``index [..., T]``."""
+    """Rotary position embedding (arXiv 2104.09864) of ``x [..., T, head_dim]`` at positions ``index [..., T]``."""
     half = x.shape[-1] // 2
     wide = torch.promote_types(x.dtype, torch.float32)
     frequency = base ** (-torch.arange(half, device=x.device, dtype=wide) / half)

@@ -65,9 +65,7 @@ SIZES: dict[str, Size] = {
 """Sizes by name."""
 
 
-def sized(
-    name: str, *, wiring: Wiring = "mag", rule: Rule | None = None, vocab_size: int | None = None
-) -> ModelConfig:
+def sized(name: str, *, wiring: Wiring = "mag", rule: Rule | None = None, vocab_size: int | None = None) -> ModelConfig:
     """The configuration of a named size; change anything else with :func:`dataclasses.replace`.
 
     Args:

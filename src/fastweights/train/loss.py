@@ -61,8 +61,8 @@ def hint_loss(model: LanguageModel, projection: Tensor, tapped: Tensor, hints: T
 
     Args:
         model: gives the embeddings.
-        projection: ``[D, D]``, learned, starts as the identity, used in the dtype of ``tapped``. Without it the block would have to hold the hinted
-            tokens and nothing else (measured: nothing is bound then).
+        projection: ``[D, D]``, learned, starts as the identity, used in the dtype of ``tapped``. Without it the block
+            would have to hold the hinted tokens and nothing else (measured: nothing is bound then).
         tapped: ``[B, T, D]``, the residual stream behind the block.
         hints: int64 ``[B, T, n]``, token ids, -1 for none.
     """
