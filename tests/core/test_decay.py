@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from torch import Tensor
 
 from fastweights.core.decay import Coefficients, before, coefficients, products
 
+Array = npt.NDArray[np.float64]
 WIDTHS = [1, 2, 3, 5, 8, 13, 16]
-CLOSE = {"rtol": 1e-12, "atol": 1e-13}
+
+
+def close(got: Tensor, want: npt.ArrayLike) -> None:
+    np.testing.assert_allclose(got.numpy(), np.asarray(want), rtol=1e-12, atol=1e-13)
 
 
 def gates(width: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -23,9 +28,7 @@ def gates(width: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return lr, momentum, retain, torch.rand(2, width, generator=generator) > 0.3
 
 
-def walk(
-    lr: Tensor, momentum: Tensor | None, retain: Tensor | None, real: Tensor | None
-) -> tuple[np.ndarray, np.ndarray]:
+def walk(lr: Tensor, momentum: Tensor | None, retain: Tensor | None, real: Tensor | None) -> tuple[Array, Array]:
     """The recurrence on vectors over (A_0, S_0, u_1 ... u_W): rows of A_t and S_t for t = 1 ... W.
 
     S_t = momentum_t S_{t-1} - lr_t u_t and A_t = retain_t A_{t-1} + S_t (Titans eqs. 10 and 13); an empty slot makes no
@@ -44,9 +47,9 @@ def walk(
     return np.stack(memories), np.stack(surprises)
 
 
-def expect(c: Coefficients, head: int, memories: np.ndarray, surprises: np.ndarray, momentum: bool) -> None:
-    np.testing.assert_allclose(c.carry[head, :, 0], memories[:, 0], **CLOSE)
-    np.testing.assert_allclose(c.write[head], -memories[:, 2:], **CLOSE)
+def expect(c: Coefficients, head: int, memories: Array, surprises: Array, momentum: bool) -> None:
+    close(c.carry[head, :, 0], memories[:, 0])
+    close(c.write[head], -memories[:, 2:])
     if not momentum:
         assert c.inertia is None
         assert c.gained is None
@@ -57,10 +60,10 @@ def expect(c: Coefficients, head: int, memories: np.ndarray, surprises: np.ndarr
     assert c.gained is not None
     assert c.fade is not None
     assert c.push is not None
-    np.testing.assert_allclose(c.inertia[head, :, 0], memories[:, 1], **CLOSE)
-    np.testing.assert_allclose(c.fade[head, 0, 0], surprises[-1, 1], **CLOSE)
-    np.testing.assert_allclose(c.push[head, :, 0], -surprises[-1, 2:], **CLOSE)
-    np.testing.assert_array_equal(c.gained[head, 0], c.inertia[head, -1])
+    close(c.inertia[head, :, 0], memories[:, 1])
+    close(c.fade[head, 0, 0], surprises[-1, 1])
+    close(c.push[head, :, 0], -surprises[-1, 2:])
+    assert torch.equal(c.gained[head, 0], c.inertia[head, -1])
 
 
 @pytest.mark.parametrize("padded", [False, True])
@@ -74,8 +77,8 @@ def test_coefficients_are_those_of_the_recurrence(width: int, moves: bool, decay
     for head in range(2):
         memories, surprises = walk(*[None if g is None else g[head] for g in given])  # type: ignore[arg-type]
         expect(found, head, memories, surprises, moves)
-        np.testing.assert_array_equal(found.kept[head, 0], found.carry[head, -1])
-        np.testing.assert_array_equal(found.weight[head, :, 0], found.write[head, -1])
+        assert torch.equal(found.kept[head, 0], found.carry[head, -1])
+        assert torch.equal(found.weight[head, :, 0], found.write[head, -1])
 
 
 @pytest.mark.parametrize("width", WIDTHS)
@@ -84,7 +87,7 @@ def test_products_are_products(width: int) -> None:
     want = [
         [[gate[h, s + 1 : t + 1].prod() if s <= t else 0.0 for s in range(width)] for t in range(width)] for h in (0, 1)
     ]
-    np.testing.assert_allclose(products(gate), want, **CLOSE)
+    close(products(gate), want)
 
 
 def test_products_never_overflow_nor_divide() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -208,10 +209,9 @@ def gate_of_another_scope(q: Tensor, k: Tensor, v: Tensor, gates: Gates) -> Inpu
         (gate_of_another_scope, "gate 'retain' of scope 'map' must have shape [1, 2, 5, 2], not [1, 2, 5, 1]"),
     ],
 )
-def test_inputs_that_do_not_fit_are_refused(spoil: object, words: str) -> None:
-    assert callable(spoil)
+def test_inputs_that_do_not_fit_are_refused(spoil: Callable[..., Inputs], words: str) -> None:
     with pytest.raises(UserError) as refusal:
-        run(RULE, trial().initial, *spoil(*inputs()), trial().fresh(1))
+        run(RULE, trial().initial, *spoil(*inputs()), state=trial().fresh(1))
     assert words in str(refusal.value)
 
 

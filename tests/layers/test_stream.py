@@ -57,7 +57,8 @@ def test_documents_among_padding_and_across_calls_are_read_as_if_alone(wiring: s
         documents = [layer(piece) for piece in x.split(lengths, 1)]
         state, answers = layer.init_state(1), []
         for begin, end in zip([0, *cuts], [*cuts, len(owner)], strict=True):
-            places, borders, width = [], [0], 0
+            places: list[int] = []
+            borders, width = [0], 0
             for t in range(begin, end):
                 width += data.draw(st.integers(0, 2))
                 if t > begin and owner[t] != owner[t - 1]:

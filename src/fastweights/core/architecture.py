@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastweights.core.fused import gelu_slope
 from fastweights.core.types import Map
 from fastweights.errors import UserError
 
@@ -200,7 +201,7 @@ def activate(kind: Activation, x: Tensor) -> Tensor:
 def activate_backward(kind: Activation, grad: Tensor, x: Tensor) -> Tensor:
     """``grad`` times the activation's derivative at ``x``; itself differentiable."""
     if kind == "gelu":
-        return torch.ops.aten.gelu_backward(grad, x)
+        return gelu_slope(grad, x)
     if kind == "silu":
         s = torch.sigmoid(x)
         return grad * (s * (1 + x * (1 - s)))

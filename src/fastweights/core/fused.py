@@ -1,4 +1,4 @@
-"""The two products of the dual tier with their outer gradients derived by hand.
+"""The two products of the dual tier, and the slope of GELU, with their outer gradients derived by hand.
 
 They compute what a line of tensor expressions would, in place and with fewer passes over memory: on a CPU, passes are
 what the dual tier spends its time on. Shapes: G = batch x heads, W slots; ``h``, ``x`` ``[G, W, in]``, ``delta``
@@ -8,6 +8,7 @@ First-order only: a gradient of these gradients is refused.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -92,6 +93,26 @@ class _Write(torch.autograd.Function):
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
     return torch.linalg.vecdot(a.flatten(1), b.flatten(1))[:, None, None]
+
+
+class _GeluSlope(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, x: Tensor) -> Tensor:
+        ctx.save_for_backward(grad, x)
+        return torch.ops.aten.gelu_backward(grad, x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor, Tensor]:
+        grad, x = ctx.saved_tensors
+        square = x.square()
+        curve = torch.exp(square * -0.5).mul_((2.0 - square) * (2.0 * math.pi) ** -0.5)
+        return torch.ops.aten.gelu_backward(outer, x), curve.mul_(outer).mul_(grad)
+
+
+def gelu_slope(grad: Tensor, x: Tensor) -> Tensor:
+    """``grad * gelu'(x)``; GELU's second derivative is ``(2 - x^2) exp(-x^2 / 2) / sqrt(2 pi)``."""
+    return _GeluSlope.apply(grad, x)
 
 
 def read_product(

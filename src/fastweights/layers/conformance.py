@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -66,8 +66,8 @@ class Subject:
     fresh: Callable[[int], Any]
     draw: Callable[[int, int, int], Tensor]
     filler: float
-    parameters: dict[str, Tensor]
-    own: dict[str, Callable[[], Verdict]]
+    parameters: Mapping[str, Tensor]
+    own: Mapping[str, Callable[[], Verdict]]
 
 
 def check_layer(
@@ -258,7 +258,7 @@ def stirred(module: Module) -> Module:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in module.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+            parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype), alpha=0.1)
     return module
 
 

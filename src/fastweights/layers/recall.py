@@ -88,7 +88,7 @@ class Recall(nn.Module):
     def tokens(self, weights: tuple[Tensor, ...], q: Tensor) -> Tensor:
         """What ``weights`` answer to queries ``[B, H, n, key_dim]``, as tokens ``[B, n, dim]``."""
         answers = read(self.rule, weights, q).to(self.out.weight.dtype)
-        return self.norm(self.out(answers.transpose(1, 2).flatten(2)))  # type: ignore[no-any-return]
+        return self.norm(self.out(answers.transpose(1, 2).flatten(2)))
 
 
 class AlignedRecall(Recall):

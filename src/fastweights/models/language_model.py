@@ -122,7 +122,7 @@ class LanguageModel(nn.Module):
     def _run(self, block: Any, x: Tensor, state: Any, plan: Plan, surprise: bool) -> Reading[Any]:
         if not self.recompute or not torch.is_grad_enabled():
             return self._mix(block, x, state, plan, surprise)
-        return checkpoint(self._mix, block, x, state, plan, surprise, use_reentrant=False)  # type: ignore[no-any-return]
+        return checkpoint(self._mix, block, x, state, plan, surprise, use_reentrant=False)
 
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> bool:
         """Compiles the blocks one by one with :func:`torch.compile`.
@@ -144,7 +144,7 @@ class LanguageModel(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., D] -> [..., vocabulary]``."""
-        return self.head(hidden)  # type: ignore[no-any-return]
+        return self.head(hidden)
 
     def forward(
         self,

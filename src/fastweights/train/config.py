@@ -144,8 +144,8 @@ class HintConfig:
 
     The residual stream behind block ``block`` (from 0), normalised, is compared with the embeddings: at a position with
     hints it should be near those tokens. It teaches the blocks before a memory to gather what the memory's key needs, a
-    plateau that the loss on answers alone leaves only slowly. Off when the weight is 0, and from the fraction ``end`` of
-    all steps on.
+    plateau that the loss on answers alone leaves only slowly. Off when the weight is 0, and from the fraction ``end``
+    of all steps on.
     """
 
     block: int = 0

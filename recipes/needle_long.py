@@ -1,0 +1,35 @@
+"""The second part of the shipped model `needle`: the same task, longer, with a higher price on writing.
+
+    fastweights train needle_long --out runs/needle_long
+
+It starts from the model in ``runs/needle/model`` (`recipes/needle.py`). For the shipped weights the first run was stopped
+after step 2,360 of 2,800, before its longest rows, because these do more good under this price.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fastweights.train.config import HintConfig, OptimiserConfig, PriceConfig, Stage, TrainConfig
+from fastweights.train.needle import NeedleTask
+from fastweights.train.recipes import load_recipe
+
+
+def recipe() -> TrainConfig:
+    """Rows of 1,024 and 2,048 tokens under a price that rises to 1.5."""
+    first = load_recipe("needle")
+    task = first.task
+    assert isinstance(task, NeedleTask)
+    several = replace(task, mix=replace(task.mix, min_needles=3))
+    return replace(
+        first,
+        start_from="runs/needle/model",
+        seed=1,
+        stages=(
+            Stage(steps=450, length=1024, batch_size=6, task=several),
+            Stage(steps=330, length=2048, batch_size=4),
+        ),
+        optimiser=OptimiserConfig(lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.01, warmup_steps=20, final_fraction=0.03),
+        hint=HintConfig(),
+        price=PriceConfig(value=1.5, start=0.0, end=0.5),
+    )
