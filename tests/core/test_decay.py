@@ -84,9 +84,10 @@ def test_coefficients_are_those_of_the_recurrence(width: int, moves: bool, decay
 @pytest.mark.parametrize("width", WIDTHS)
 def test_products_are_products(width: int) -> None:
     gate = gates(width)[2]
-    want = [
-        [[gate[h, s + 1 : t + 1].prod() if s <= t else 0.0 for s in range(width)] for t in range(width)] for h in (0, 1)
-    ]
+    want = np.zeros((2, width, width))
+    for head, t, s in np.ndindex(want.shape):
+        if s <= t:
+            want[head, t, s] = gate[head, s + 1 : t + 1].prod()
     close(products(gate), want)
 
 
