@@ -96,7 +96,7 @@ def test_help_lists_every_command(run: Run) -> None:
 
 def test_a_memory_from_reading_to_asking(run: Run, model: str) -> None:
     done = run("memorize", "a.txt", "b.md", "-o", "x.memory", "--model", model)
-    assert (done.status, done.out) == (0, f"x.memory: 2,138 tokens from 2 sources in {done.out.split(' in ')[1]}")
+    assert (done.status, done.out) == (0, f"x.memory: 2,139 tokens from 2 sources in {done.out.split(' in ')[1]}")
     assert "tokens/s" in done.err
 
     before = Path("x.memory").read_bytes()
@@ -109,11 +109,11 @@ def test_a_memory_from_reading_to_asking(run: Run, model: str) -> None:
     assert set(answers["answers"][0]) == {"question", "answer", "ended", "log_probability"}
 
     done = run("inspect", "x.memory", "--passages", "3")
-    for part in ("2,138 tokens", "a.txt", "b.md", "surprise, 50.0% below", "norm of layer 0", "most surprising"):
+    for part in ("2,139 tokens", "a.txt", "b.md", "surprise, 50.0% below", "norm of layer 0", "most surprising"):
         assert part in done.out
     header = run("inspect", "x.memory", "--json").json()
     assert [source["name"] for source in header["sources"]] == ["a.txt", "b.md"]
-    assert header["tokens"] == [2138]
+    assert header["tokens"] == [2139]
 
     words = ("generate", "Once", "--memory", "x.memory", "--max-tokens", "6")
     done = run(*words)

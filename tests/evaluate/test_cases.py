@@ -73,15 +73,17 @@ def test_answers_are_right_when_they_contain_an_expected_one(folder: Path) -> No
     assert (found["cases"], found["done"], found["right"], found["accuracy"]) == (5, 5, 4, 0.8)
     assert json.loads(Path("out.json").read_text(encoding="utf-8")) == found
     assert found["results"][0]["answer"] == "THE SKY IS BLUE."
-    assert found["results"][0]["context_tokens"] == 17
-    # Neighbours with one context share a reading; a line end is put where a context has none.
+    assert found["results"][0]["context_tokens"] == 16
+    # Neighbours with one context share a reading.
     assert Parrot.readings == ["context", "sea.txt", "context"]
 
 
 def test_files_of_a_case_are_found_beside_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("set").mkdir()
     Path("set/sea.txt").write_text("The sea is green.\n", encoding="utf-8")
-    path = write([{"context_files": ["sea.txt"], "question": "?", "answer": "green"}], "set/cases.jsonl")
+    Path("set/sky.txt").write_text("The sky is blue.", encoding="utf-8")
+    files = ["sky.txt", "sea.txt"]
+    path = write([{"context_files": files, "question": "?", "answer": "blue.\nThe sea"}], "set/cases.jsonl")
     assert evaluate(path)["right"] == 1
 
 

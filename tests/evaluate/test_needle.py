@@ -50,7 +50,7 @@ class Oracle(Session):
     def ask_each(self, questions: Sequence[str], **options: Any) -> list[Answer]:
         answers = []
         for text, question in zip(self.texts, questions, strict=True):
-            assert question.startswith("\nWhat is the special magic number for ")
+            assert question.startswith("What is the special magic number for ")
             key = re.findall(r"for ([a-z-]+) mentioned in the provided text is$", question)[0]
             value = re.findall(rf"for {key} is: (\d+)\.", text)[0]
             answers.append(Answer(f" {value[::-1] if key in self.wrong else value}", (), "stop", 0.0))

@@ -11,7 +11,7 @@ from tests.small_model import build
 from fastweights.data.text import Source, find_sources
 from fastweights.data.tokenizer import ByteTokenizer
 from fastweights.errors import UserError
-from fastweights.inference.memorize import Outcome, Reading, check_output, memorize, remaining, whole_lines
+from fastweights.inference.memorize import Outcome, Reading, check_output, memorize, remaining
 from fastweights.inference.memory_file import MemoryFileError, read_header
 from fastweights.inference.session import Session
 from fastweights.models.language_model import LanguageModel
@@ -54,7 +54,7 @@ def resume(model: LanguageModel, names: list[str], path: Path, notes: list[str] 
 
 def test_sources_are_read_in_order_each_on_lines_of_its_own(model: LanguageModel, texts: list[str]) -> None:
     outcome = read(model, texts, Path("x.memory"))
-    sizes = [len(Path("a.txt").read_bytes()) + 1, len(Path("b.txt").read_bytes()), 12 * 14 + 1]
+    sizes = [len(Path("a.txt").read_bytes()), 1 + len(Path("b.txt").read_bytes()), 1 + 12 * 14]
     assert [(source.name, source.tokens) for source in outcome.header.sources] == list(zip(texts, sizes, strict=True))
     hashes = [hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in texts]
     assert [source.sha256 for source in outcome.header.sources] == hashes
@@ -62,7 +62,7 @@ def test_sources_are_read_in_order_each_on_lines_of_its_own(model: LanguageModel
     assert outcome.replaced == {"c.txt": 24}
     assert outcome.finished
     by_hand = session(model)
-    by_hand.read("".join(text if text.endswith("\n") else text + "\n" for text in map(decoded, texts)))
+    by_hand.read("\n".join(map(decoded, texts)))
     assert by_hand.ask("When?") == Session.load("x.memory", model, ByteTokenizer()).ask("When?")
 
 
@@ -201,12 +201,6 @@ def test_outputs_that_cannot_be_written_are_refused_before_reading(
     Path("folder").mkdir()
     with pytest.raises(MemoryFileError, match=reason):
         check_output(Path(name), resume=resume, force=force)
-
-
-def test_whole_lines() -> None:
-    assert list(whole_lines(["a", "b"])) == ["a", "b", "\n"]
-    assert list(whole_lines(["a\n", ""])) == ["a\n", ""]
-    assert list(whole_lines([])) == []
 
 
 def test_the_total_is_unknown_where_a_source_does_not_tell_its_size(model: LanguageModel, tmp_path: Path) -> None:

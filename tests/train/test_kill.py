@@ -6,10 +6,10 @@ import multiprocessing
 import os
 import random
 import resource
-import time
+import signal
+import threading
 from dataclasses import replace
 from multiprocessing.context import ForkServerContext
-from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -21,9 +21,10 @@ from fastweights.models.pretrained import load_model
 from fastweights.train.checkpoint import latest_checkpoint, load_checkpoint
 from fastweights.train.config import CheckpointConfig, TrainConfig
 from fastweights.train.loop import train
+from fastweights.train.records import StepRecord
 
-KILLS = 5
-CONFIG = replace(short(24), checkpoint=CheckpointConfig(every_steps=2, every_minutes=0))
+KILLS = 6
+CONFIG = replace(short(30), checkpoint=CheckpointConfig(every_steps=2, every_minutes=0))
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +35,22 @@ def processes() -> ForkServerContext:
     return context
 
 
-def go_on(config: TrainConfig, folder: str, started: Event) -> None:
-    """What a person does after a crash: resume when there is a run, else start it."""
-    resume = (Path(folder) / "config.json").exists()
-    train(config, folder, resume=resume, on_step=lambda record: started.set())
+def go_on(config: TrainConfig, folder: str, steps: int, delay: float) -> None:
+    """What a person does after a crash: resume when there is a run, else start it.
+
+    The process kills itself ``delay`` seconds after its step number ``steps``, whatever it is doing then. A signal from
+    the parent would come at a moment that depends on how busy the machine is.
+    """
+    timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGKILL))
+    timer.daemon = True
+    done: list[int] = []
+
+    def count(record: StepRecord) -> None:
+        done.append(record.step)
+        if len(done) == steps:
+            timer.start()
+
+    train(config, folder, resume=(Path(folder) / "config.json").exists(), on_step=count)
 
 
 def fill_the_disk(config: TrainConfig, folder: str, limit: int) -> None:
@@ -52,26 +65,20 @@ def fill_the_disk(config: TrainConfig, folder: str, limit: int) -> None:
 
 def test_killed_at_random_moments_a_run_ends_with_the_same_bits(processes: ForkServerContext, tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    began = time.monotonic()
     train(CONFIG, whole)
-    duration = time.monotonic() - began
     moments = random.Random(0)
-    kills, steps = 0, [0]
+    saved, kills = [0], 0
     while not (killed / "model").exists():
-        started = processes.Event()
-        process = processes.Process(target=go_on, args=(CONFIG, str(killed), started))
+        steps = moments.randint(1, 5) if kills < KILLS else 0
+        process = processes.Process(target=go_on, args=(CONFIG, str(killed), steps, moments.uniform(0, 0.02)))
         process.start()
-        while not started.wait(0.01) and process.is_alive():
-            pass
-        if kills < KILLS:
-            process.join(moments.uniform(0, 0.2) * duration)
-            kills += int(process.is_alive())
-            process.kill()
         process.join()
+        assert process.exitcode in (0, -signal.SIGKILL)
+        kills += int(process.exitcode != 0)
         latest = latest_checkpoint(killed / "checkpoints")
-        steps.append(0 if latest is None else load_checkpoint(latest).step)
-    assert kills == KILLS
-    assert steps == sorted(steps), "a kill threw the run back behind a checkpoint"
+        saved.append(0 if latest is None else load_checkpoint(latest).step)
+    assert kills >= 2
+    assert saved == sorted(saved), "a kill threw the run back behind a checkpoint"
     first, second = load_model(whole / "model"), load_model(killed / "model")
     for (name, a), (_, b) in zip(first.named_parameters(), second.named_parameters(), strict=True):
         assert torch.equal(a, b), name

@@ -147,7 +147,7 @@ def demo(
 
     if not picture.absolute().parent.is_dir():
         raise UserError(f"the folder '{picture.parent}' for the picture does not exist")
-    made = make_documents(seed, documents, needles, find_sources(text) if text else None)
+    made = make_documents(seed, documents, needles, find_sources(text) if text else None, "eval")
     opened = open_model(model)
     note(f"reading {documents} x {tokens:,} tokens with {needles} hidden in each, model {opened.name}")
     with Meter("reading") as meter:

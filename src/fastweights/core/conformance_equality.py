@@ -24,12 +24,16 @@ ROUNDING = 1e-6
 
 
 class Scene(NamedTuple):
-    """One call: the tokens, the state before (``None``: fresh, so that gradients reach W_0), padding and documents."""
+    """One call: the tokens, the state before (``None``: fresh, so that gradients reach W_0), padding and documents.
+
+    ``surprise`` tells whether it is asked for: a tier takes another way where it is not.
+    """
 
     x: Tensor
     state: MemoryState | None
     mask: Tensor | None = None
     cu_seqlens: Tensor | None = None
+    surprise: bool = True
 
 
 def scenes(trial: Trial, time: int, seed: int) -> Iterator[Scene]:
@@ -37,7 +41,7 @@ def scenes(trial: Trial, time: int, seed: int) -> Iterator[Scene]:
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(2, time, generator=generator) > 0.2
     yield Scene(trial.draw(2, time, seed), trial.midway(2, seed), mask)
-    yield Scene(trial.draw(1, time, seed + 1), None, None, torch.tensor(borders(time)))
+    yield Scene(trial.draw(1, time, seed + 1), None, None, torch.tensor(borders(time)), surprise=False)
 
 
 def borders(time: int) -> list[int]:
@@ -46,14 +50,14 @@ def borders(time: int) -> list[int]:
 
 
 def outcome(trial: Trial, scene: Scene) -> dict[str, Tensor]:
-    """Answers, state and surprise of a call, and the gradients of a random weighing of them all; heads first."""
+    """Answers, state and surprise of a call, and the gradients of a random weighing of them; heads first."""
     initial, x = moving(trial.initial), moving(scene.x)
     trial = replace(trial, initial=initial)
     state = trial.fresh(x.shape[0]) if scene.state is None else moving(scene.state)
-    answer = trial.read(x, state, scene.mask, scene.cu_seqlens, surprise=True)
-    assert answer.surprise is not None, "it was asked for"
+    answer = trial.read(x, state, scene.mask, scene.cu_seqlens, scene.surprise)
     found = {"reads": answer.y.movedim(2, 0)}
-    found |= {name: getattr(answer.surprise, name).movedim(2, 0) for name in ("loss", "gradient_norm")}
+    if answer.surprise is not None:
+        found |= {name: getattr(answer.surprise, name).movedim(2, 0) for name in ("loss", "gradient_norm")}
     for name in ("dual", "momentum", "anchor"):
         found |= {f"{name} {i}": w.movedim(1, 0) for i, w in enumerate(getattr(answer.state, name))}
     generator = torch.Generator().manual_seed(7)
@@ -63,7 +67,8 @@ def outcome(trial: Trial, scene: Scene) -> dict[str, Tensor]:
     leaves = [x, *initial]
     if scene.state is not None:
         leaves = [x, *state.dual, *state.momentum, *state.anchor]
-    found["rejected"] = answer.surprise.rejected.movedim(2, 0)
+    if answer.surprise is not None:
+        found["rejected"] = answer.surprise.rejected.movedim(2, 0)
     grads = torch.autograd.grad(torch.stack(weighed).sum(), leaves, allow_unused=True, materialize_grads=True)
     for name, part in trial.split(grads[0]).items():
         found[f"gradient of {name}"] = part.movedim(2, 0)

@@ -7,13 +7,13 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastweights.data.text import Source, find_sources, read_pieces
 from fastweights.data.tokenizer import Tokenizer
 from fastweights.errors import UserError
-from fastweights.inference.memorize import whole_lines
 from fastweights.inference.session import Progress, Session
 from fastweights.models.durable import write_file
 from fastweights.models.language_model import LanguageModel
@@ -137,8 +137,8 @@ def evaluate_cases(
 ) -> dict[str, Any]:
     """Ask every case and write the results; those that are in `output` already are kept.
 
-    A context is streamed into an empty memory, a line end after it where it has none, and the question as it stands is
-    continued greedily. An answer is right when it contains one of the expected ones, whatever the case of the letters.
+    A context is streamed into an empty memory, its files on lines of their own, and the question, on a line of its own
+    too, is continued greedily. An answer is right when it contains one of the expected ones, in capitals or not.
     Neighbouring cases with the same context share one reading. The output is one JSON object, replaced atomically every
     few seconds and at any end, also by an interrupt.
 
@@ -199,7 +199,7 @@ class _ContextReader:
             return self._newest[1]
         session = Session(self.model, self.tokenizer)
         for name, text in _texts(case):
-            session.read(whole_lines(text), name=name, on_progress=self.on_progress)
+            session.read(text, name=name, on_progress=self.on_progress)
         self._newest = key, session
         return session
 
@@ -207,8 +207,9 @@ class _ContextReader:
 def _texts(case: Case) -> Iterator[tuple[str, Iterator[str]]]:
     if case.context is not None:
         yield "context", iter([case.context])
-    for source in case.files:
-        yield source.name, (piece.text for piece in read_pieces(source))
+    for index, source in enumerate(case.files):
+        pieces = (piece.text for piece in read_pieces(source))
+        yield source.name, chain(["\n"], pieces) if index else pieces
 
 
 class _Ledger:

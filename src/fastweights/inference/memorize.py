@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -121,7 +122,7 @@ def memorize(
 ) -> Outcome:
     """Read sources one after the other into the memory of a session, and save it.
 
-    A source that does not end in a line end is given one, so that every source and every question begins a line.
+    A line break is put in front of each source but the first, so that every source begins a line.
 
     An interrupt (Ctrl-C) ends the reading, and what was read is saved. A source that turns out to be unreadable is
     taken back whole; what was read before it is saved and the error passed on. Where saving fails on the way, it is
@@ -184,14 +185,16 @@ class _Reader:
     def read(self, source: Source) -> None:
         """Read one source to its end."""
         unfinished = self.session.unfinished
+        is_first = len(self.session.sources) == (0 if unfinished is None else 1)
         with read_pieces(source) as text:
+            pieces = (piece.text for piece in text)
 
             def progress(step: Progress) -> None:
                 self._progress(text, step)
 
             try:
                 self.session.read(
-                    whole_lines(piece.text for piece in text),
+                    pieces if is_first else itertools.chain(["\n"], pieces),
                     name=source.name,
                     digest=lambda: (text.sha256, text.text_bytes),
                     resume=unfinished is not None,
@@ -226,16 +229,6 @@ class _Reader:
             self.note(f"{error}; reading goes on, and saving is tried again in {self.save_every:.0f} seconds")
         # The clock starts after the save: a slow disk must not turn reading into saving.
         self.saved = time.monotonic()
-
-
-def whole_lines(pieces: Iterable[str]) -> Iterator[str]:
-    """Yield a text that arrives in pieces, and a line end after it where it has none: what follows begins a line."""
-    last = ""
-    for piece in pieces:
-        last = piece or last
-        yield piece
-    if last and not last.endswith("\n"):
-        yield "\n"
 
 
 def _sha256(source: Source) -> str:
