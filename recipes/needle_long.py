@@ -2,8 +2,8 @@
 
     fastweights train needle_long --out runs/needle_long
 
-It starts from the model in ``runs/needle/model`` (`recipes/needle.py`). For the shipped weights the first run was stopped
-after step 2,360 of 2,800, before its longest rows, because these do more good under this price.
+It starts from the model in ``runs/needle/model`` (`recipes/needle.py`). For the shipped weights the first run was
+stopped after step 2,360 of 2,800, early in its longest rows, because these do more good under this price.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ def recipe() -> TrainConfig:
             Stage(steps=450, length=1024, batch_size=6, task=several),
             Stage(steps=330, length=2048, batch_size=4),
         ),
-        optimiser=OptimiserConfig(lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.01, warmup_steps=20, final_fraction=0.03),
+        optimiser=OptimiserConfig(
+            lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.01, warmup_steps=20, final_fraction=0.03
+        ),
         hint=HintConfig(),
         price=PriceConfig(value=1.5, start=0.0, end=0.5),
     )

@@ -1,9 +1,9 @@
-"""Puts a finished run's model into the package, with a model card written from the run's own record.
+"""Puts a trained model into the package, with a model card written from the record of the runs that made it.
 
-    python recipes/ship_model.py runs/needle [--results results/needle.json]
+    python recipes/ship_model.py runs/needle runs/needle_long [--results results/needle.json]
 
-The card holds what the run's configuration and log say, and the recall measured by benchmarks/needle_curve.py where a
-results file is given (run it on the folder of the model first, then again here).
+The last run holds the model. The card holds what each run's configuration and log say, and the recall measured by
+benchmarks/needle_curve.py where a results file is given.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from fastweights.models.pretrained import SHIPPED, save_model
 from fastweights.train.config import TrainConfig
 from fastweights.train.folder import model_from_run
-from fastweights.train.needle import NeedleTask
+from fastweights.train.needle import NeedleTask  # noqa: F401 - makes the task's name known to the configurations
 
 CARD = """# {name}
 
@@ -30,9 +30,9 @@ books and in noise. It was trained for this alone and knows nothing else.
 | rule | {rule} |
 | width | {dim} |
 | tokenizer | {tokenizer} |
-| training | {steps:,} steps, {tokens:,} tokens in rows of {shortest} to {longest}, {minutes:.0f} minutes |
+{training}
 | data | sentences of 89 public-domain novels (ELTeC-eng, DOI 10.5281/zenodo.3462536) and RULER's noise, with needles |
-| recipe | `recipes/needle.py`, seed {seed} |
+| recipes | `recipes/needle.py`, then `recipes/needle_long.py` |
 
 Last line of the training log: {last}
 
@@ -56,12 +56,33 @@ def recall_table(path: Path) -> str:
     return "\n".join(lines)
 
 
-def card(run: Path, name: str, results: Path | None) -> str:
-    """The text of the card."""
-    config = TrainConfig.from_json((run / "config.json").read_text(encoding="utf-8"))
+def read_config(run: Path) -> TrainConfig:
+    """What a run was told to do."""
+    return TrainConfig.from_json((run / "config.json").read_text(encoding="utf-8"))
+
+
+def last_line(run: Path) -> dict[str, Any]:
+    """The last line of a run's log that speaks of steps."""
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    last: dict[str, Any] = [line for line in lines if line["kind"] == "steps"][-1]
-    model = config.model
+    found: dict[str, Any] = [line for line in lines if line["kind"] == "steps"][-1]
+    return found
+
+
+def training_row(run: Path) -> str:
+    """A run as a row of the card."""
+    config, last = read_config(run), last_line(run)
+    lengths = [stage.length for stage in config.stages[: last["stage"] + 1]]
+    return (
+        f"| training | {last['step']:,} of {config.steps:,} steps, "
+        f"{config.tokens - config.tokens_after(last['step']):,} tokens in rows of {min(lengths)} to {max(lengths)}, "
+        f"{last['seconds'] / 60:.0f} minutes, price up to {last['price_weight']}, seed {config.seed} |"
+    )
+
+
+def card(runs: list[Path], name: str, results: Path | None) -> str:
+    """The text of the card."""
+    run = runs[-1]
+    config, last, model = read_config(run), last_line(run), read_config(run).model
     heads = model.memory_heads or model.heads
     return CARD.format(
         name=name,
@@ -74,12 +95,7 @@ def card(run: Path, name: str, results: Path | None) -> str:
         rule=model.rule,
         dim=model.dim,
         tokenizer=config.task.tokenizer,
-        steps=config.steps,
-        tokens=config.tokens,
-        shortest=min(stage.length for stage in config.stages),
-        longest=max(stage.length for stage in config.stages),
-        minutes=last["seconds"] / 60,
-        seed=config.seed,
+        training="\n".join(map(training_row, runs)),
         last=json.dumps({key: last[key] for key in ("loss", "exact", "write", "forget", "shut")}),
         results=recall_table(results) if results else "",
     )
@@ -88,16 +104,16 @@ def card(run: Path, name: str, results: Path | None) -> str:
 def main() -> None:
     """Writes the model and its card."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("runs", type=Path, nargs="+")
     parser.add_argument("--name", default="needle")
     parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
-    assert issubclass(NeedleTask, object), "imported so that the run's configuration can name its task"
+    run = arguments.runs[-1]
     save_model(
-        model_from_run(arguments.run),
+        model_from_run(run),
         SHIPPED / arguments.name,
-        tokenizer=TrainConfig.from_json((arguments.run / "config.json").read_text(encoding="utf-8")).task.tokenizer,
-        card=card(arguments.run, arguments.name, arguments.results),
+        tokenizer=read_config(run).task.tokenizer,
+        card=card(arguments.runs, arguments.name, arguments.results),
         overwrite=True,
     )
     print(SHIPPED / arguments.name)

@@ -152,6 +152,7 @@ def test_a_state_of_other_rows_is_refused() -> None:
         model(tokens(2, 4), model.init_state(3))
 
 
+@TRACING
 @pytest.mark.parametrize(
     ("wiring", "rule"), [("mac", "titans"), ("mac_pooled", "titans_linear"), ("mag", "titans_swiglu")]
 )
