@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tests.small_model import build
 
+from fastweights.data import text
 from fastweights.data.text import Source, find_sources
 from fastweights.data.tokenizer import ByteTokenizer
 from fastweights.errors import UserError
@@ -34,12 +35,12 @@ def texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ["a.txt", "b.txt", "c.txt"]
 
 
-def session(model: LanguageModel, piece: int = PIECE) -> Session:
-    return Session(model, ByteTokenizer(), piece=piece, model_name="small")
+def session(model: LanguageModel) -> Session:
+    return Session(model, ByteTokenizer(), piece=PIECE, model_name="small")
 
 
-def read(model: LanguageModel, names: list[str], path: Path, piece: int = PIECE) -> Outcome:
-    return memorize(session(model, piece), find_sources(names), path)
+def read(model: LanguageModel, names: list[str], path: Path) -> Outcome:
+    return memorize(session(model), find_sources(names), path)
 
 
 def digest(path: Path) -> str:
@@ -142,13 +143,16 @@ def test_the_source_that_was_left_off_has_to_be_named(model: LanguageModel, text
         resume(model, texts, Path("x.memory"))
 
 
-def test_a_source_that_turns_out_to_be_binary_is_taken_back(model: LanguageModel, texts: list[str]) -> None:
-    Path("bad.txt").write_bytes(b"good text " * 7000 + bytes(range(8)) * 20_000)
+def test_a_source_that_turns_out_to_be_binary_is_taken_back(
+    model: LanguageModel, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text, "BLOCK_BYTES", 1024)
+    Path("bad.txt").write_bytes(b"good text " * 110 + bytes(range(8)) * 500)
     notes: list[str] = []
     with pytest.raises(UserError, match=r"'bad\.txt' is binary"):
-        memorize(session(model, 8192), find_sources([*texts, "bad.txt"]), Path("x.memory"), note=notes.append)
+        memorize(session(model), find_sources([*texts, "bad.txt"]), Path("x.memory"), note=notes.append)
     assert notes == ["what was read before is saved in 'x.memory'"]
-    read(model, texts, Path("whole.memory"), 8192)
+    read(model, texts, Path("whole.memory"))
     assert digest(Path("x.memory")) == digest(Path("whole.memory"))
 
 
@@ -204,9 +208,9 @@ def test_outputs_that_cannot_be_written_are_refused_before_reading(
 
 
 def test_the_total_is_unknown_where_a_source_does_not_tell_its_size(model: LanguageModel, tmp_path: Path) -> None:
-    text = tmp_path / "a.txt"
-    text.write_text("x" * 300, encoding="utf-8")
+    path = tmp_path / "a.txt"
+    path.write_text("x" * 300, encoding="utf-8")
     seen: list[Reading] = []
-    sources = [Source(str(text), text, None)]
+    sources = [Source(str(path), path, None)]
     memorize(session(model), sources, tmp_path / "x.memory", on_progress=seen.append)
     assert {(reading.bytes_total, reading.seconds_left) for reading in seen} == {(None, None)}

@@ -22,7 +22,7 @@ def test_every_block_has_every_property(wiring: str, rule: str) -> None:
     assert {f.property for f in report.findings if f.ok is None} == {"10 one graph", "10 activation checkpointing"}
 
 
-@pytest.mark.parametrize(("wiring", "rule"), [("mac", "titans"), ("mag", "titans_linear")])
+@pytest.mark.parametrize(("wiring", "rule"), [("mac_pooled", "titans_swiglu"), ("lmm", "titans_linear")])
 def test_blocks_compile_to_one_graph_and_can_be_recomputed(wiring: str, rule: str) -> None:
     report = check_layer(build_block(config(wiring, rule)), lengths=[7], without=range(3, 10), title=wiring)
     assert report.ok, report.table()

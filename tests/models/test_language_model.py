@@ -153,9 +153,7 @@ def test_a_state_of_other_rows_is_refused() -> None:
 
 
 @TRACING
-@pytest.mark.parametrize(
-    ("wiring", "rule"), [("mac", "titans"), ("mac_pooled", "titans_linear"), ("mag", "titans_swiglu")]
-)
+@pytest.mark.parametrize(("wiring", "rule"), [("mac", "titans"), ("mag", "titans_linear")])
 def test_twelve_compiled_blocks_make_two_graphs(wiring: str, rule: str) -> None:
     """One for the prompt and one for single tokens, wherever in a chunk, a segment or a window they stand."""
     model, ids = stirred(LanguageModel(replace(config(wiring, rule), depth=12))), tokens(2, 8)

@@ -126,7 +126,8 @@ def recall(
 ) -> None:
     """Ask a memory; one line per answer.
 
-    Each question is asked as it is typed, of the memory alone: neither questions nor answers change it.
+    Each question is asked as it is typed, on a line of its own, of the memory alone: neither questions nor answers
+    change it.
 
     Args:
         file: the memory file
