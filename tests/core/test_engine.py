@@ -161,11 +161,15 @@ def test_an_overflow_on_the_delta_tier_is_left_to_a_slower_one() -> None:
 
 
 def test_outer_gradients_do_not_care_about_an_overflow() -> None:
+    """The inner gradient overflows, and only it: key and value still have a finite length."""
     on = trial()
     x = on.draw(1, 6, 0)
-    on.split(x)["v"][0, 2, 0] *= 1e160
+    on.split(x)["k"][0, 2, 0] *= 1e120
     x.requires_grad_()
-    on(x, on.fresh(1))[0].sum().backward()
+    answer = on.read(x, on.fresh(1), surprise=True)
+    assert answer.surprise is not None
+    assert bool(answer.surprise.rejected[0, 2, 0])
+    answer.y.sum().backward()
     assert x.grad is not None
     assert bool(torch.isfinite(x.grad).all())
 

@@ -156,6 +156,21 @@ def test_a_source_that_turns_out_to_be_binary_is_taken_back(
     assert digest(Path("x.memory")) == digest(Path("whole.memory"))
 
 
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_bad_source_alone_leaves_no_empty_memory(
+    model: LanguageModel, texts: list[str], monkeypatch: pytest.MonkeyPatch, resumed: bool
+) -> None:
+    monkeypatch.setattr(text, "BLOCK_BYTES", 1024)
+    Path("bad.txt").write_bytes(b"good text " * 110 + bytes(range(8)) * 500)
+    read(model, texts[:1], Path("x.memory"))
+    before = digest(Path("x.memory"))
+    started = Session.load("x.memory", model, ByteTokenizer()) if resumed else session(model)
+    with pytest.raises(UserError, match="is binary"):
+        # Saving on the way too: what it wrote of the bad source is taken back as well.
+        memorize(started, find_sources(["bad.txt"]), Path("x.memory"), save_every=1e-9 if resumed else 0)
+    assert digest(Path("x.memory")) == before
+
+
 def test_a_save_that_fails_on_the_way_is_tried_again(
     model: LanguageModel, texts: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +200,8 @@ def test_progress_tells_how_far_it_is(model: LanguageModel, texts: list[str]) ->
     assert {reading.source for reading in seen} == set(texts)
     assert seen[-1].seconds_left == 0
     assert all(reading.norm > 0 for reading in seen)
+    # The reader has all of these short files in memory at once; progress speaks of what the memory has read.
+    assert len({reading.bytes_read for reading in seen}) > len(seen) - len(texts)
 
 
 @pytest.mark.parametrize(

@@ -146,3 +146,10 @@ def test_the_state_holds_the_memory_at_the_segment_s_start_and_nothing_of_an_old
 def test_sizes_that_do_not_divide_each_other_are_refused(segment: int, pooled: int | None, words: str) -> None:
     with pytest.raises(UserError, match=words):
         MAC(MemoryLayer(12, 2, RULES["titans"]), 2, segment, 3, pooled)
+
+
+def test_recall_starts_out_asking_as_the_memory_itself_does() -> None:
+    memory = MemoryLayer(12, 3, RULES["titans"])
+    layer = MAC(memory, 2, SEGMENT)
+    assert torch.equal(layer.recall.query.weight, memory.qkv.weight[:12])
+    assert layer.recall.query.weight.data_ptr() != memory.qkv.weight.data_ptr()

@@ -14,6 +14,7 @@ from fastweights.core.properties import tensors
 from fastweights.errors import UserError
 from fastweights.layers.blocks import Block
 from fastweights.layers.conformance import memories, stirred
+from fastweights.layers.context import MAC
 from fastweights.models.language_model import LanguageModel, detach_state, flatten_state, unflatten_state
 
 # TorchDynamo makes a context object when it traces an autograd function without gradients.
@@ -189,3 +190,14 @@ def test_a_backend_that_does_not_work_leaves_the_model_eager() -> None:
 
 def test_rules_of_every_tier_are_tried() -> None:
     assert {rule.tier for rule in RULES.values()} == {"dual", "delta"}
+
+
+@pytest.mark.parametrize("wiring", WIRINGS)
+def test_a_model_that_starts_by_copying_reads_and_trains(wiring: str) -> None:
+    model = LanguageModel(replace(config(wiring, "titans_linear"), start="induction"))
+    model(tokens(2, 19)).logits.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    for block in model.blocks:
+        mixer = block.get_submodule("mixer")
+        if isinstance(mixer, MAC):
+            assert torch.equal(mixer.recall.query.weight, mixer.memory.qkv.weight[:16])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +17,8 @@ from fastweights.inference.session import Progress, Session
 
 Note = Callable[[str], None]
 
+_SAMPLE = 8192  # characters of a source by which the bytes of a token are estimated
+
 
 class Reading(NamedTuple):
     """How far the reading of several sources has come.
@@ -25,7 +27,7 @@ class Reading(NamedTuple):
         source: What is being read.
         tokens: Tokens read by this call, of all sources.
         seconds: Since this call began.
-        bytes_read: Bytes of all sources consumed so far, on the scale of `Source.size`.
+        bytes_read: Bytes of all sources that the memory has read so far, about, on the scale of `Source.size`.
         bytes_total: Bytes of all sources; None where one of them does not tell.
         surprise: Mean surprise of the newest tokens.
         norm: Norm of the fast weights.
@@ -149,7 +151,8 @@ def memorize(
         finished = False
     except UserError:
         session.rollback(before)
-        if reader.tokens:
+        # The file may hold a part of the source that was taken back; and an empty memory is not worth a file.
+        if any(session.tokens) and (reader.earlier_tokens or reader.saved_on_the_way):
             session.save(path)
             reader.note(f"what was read before is saved in '{path}'")
         raise
@@ -176,7 +179,9 @@ class _Reader:
         self.began = self.saved = time.monotonic()
         self.tokens, self.earlier_tokens, self.earlier_bytes = 0, 0, 0
         self.replaced: dict[str, int] = {}
-        self.first: tuple[float, int] | None = None
+        self.saved_on_the_way = False
+        self.first: tuple[float, float] | None = None
+        self.bytes_per_token, self.skipped_tokens = 1.0, 0
 
     @property
     def seconds(self) -> float:
@@ -186,8 +191,9 @@ class _Reader:
         """Read one source to its end."""
         unfinished = self.session.unfinished
         is_first = len(self.session.sources) == (0 if unfinished is None else 1)
+        self.skipped_tokens = 0 if unfinished is None else unfinished.tokens
         with read_pieces(source) as text:
-            pieces = (piece.text for piece in text)
+            pieces = self._measured(text)
 
             def progress(step: Progress) -> None:
                 self._progress(text, step)
@@ -210,10 +216,24 @@ class _Reader:
         if self.save_every and time.monotonic() - self.saved >= self.save_every:
             self._save_on_the_way()
         if self.on_progress is not None:
-            done, seconds = self.earlier_bytes + text.bytes_read, self.seconds
+            done, seconds = self.earlier_bytes + self._bytes_done(text, step), self.seconds
             left = self._seconds_left(done, seconds)
             name = text.source.name
             self.on_progress(Reading(name, self.tokens, seconds, done, self.total, step.surprise, step.norm, left))
+
+    def _measured(self, text: TextReader) -> Iterator[str]:
+        for index, piece in enumerate(text):
+            if index == 0:
+                sample = piece.text[:_SAMPLE]
+                self.bytes_per_token = len(sample.encode()) / len(self.session.tokenizer.encode_array(sample))
+            yield piece.text
+
+    def _bytes_done(self, text: TextReader, step: Progress) -> int:
+        # The file is read some hundred kilobytes ahead of the memory: of a short one, all before the first token.
+        if self.session.unfinished is None or not text.text_bytes:
+            return text.bytes_read
+        share = (self.skipped_tokens + step.tokens) * self.bytes_per_token / text.text_bytes
+        return int(min(1.0, share) * text.bytes_read)
 
     def _seconds_left(self, done: int, seconds: float) -> float | None:
         # What an earlier reader has read is passed over fast and says nothing about the speed of reading.
@@ -225,6 +245,7 @@ class _Reader:
     def _save_on_the_way(self) -> None:
         try:
             self.session.save(self.path)
+            self.saved_on_the_way = True
         except MemoryFileError as error:
             self.note(f"{error}; reading goes on, and saving is tried again in {self.save_every:.0f} seconds")
         # The clock starts after the save: a slow disk must not turn reading into saving.

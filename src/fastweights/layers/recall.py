@@ -44,11 +44,11 @@ class Recall(nn.Module):
         self.rule, self.shape, self.slots = memory.rule, (memory.heads, memory.head_dim), slots
         inner = memory.heads * memory.head_dim
         self.query = nn.Linear(memory.dim, inner, bias=False)
-        self.query.weight.data.copy_(memory.qkv.weight[:inner])
         self.convolution = ShortConvolution(inner, memory.convolution.size)
         self.out = nn.Linear(inner, memory.dim, bias=False)
         # A matrix memory answers 0 until something is written; the wide eps bounds the gradient of the norm there.
         self.norm = RMSNorm(memory.dim, eps=1e-3)
+        self.ask_as(memory)
 
     @abstractmethod
     def advance(
@@ -75,6 +75,11 @@ class Recall(nn.Module):
     def init_state(self, batch: int, heads: Heads) -> RecallState:
         """The state of ``batch`` rows that have read nothing."""
         return RecallState(self.convolution.init_state(batch), heads.buffer(batch, self.slots), ())
+
+    def ask_as(self, memory: MemoryLayer) -> None:
+        """Makes the query projection a copy of the memory's own, as it is now."""
+        with torch.no_grad():
+            self.query.weight.copy_(memory.qkv.weight[: self.query.out_features])
 
     def queries(self, x: Tensor, tail: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
         """Queries ``[B, H, T, key_dim]`` of a packed stream ``x [B, T, dim]``, and the new tail."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -174,6 +174,3 @@ def checked(condition: bool, message: str) -> None:
     """Raises :class:`UserError` with the message unless the condition holds."""
     if not condition:
         raise UserError(message)
-
-
-AnyLayer = StreamLayer[Any]

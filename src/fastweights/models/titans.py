@@ -51,6 +51,8 @@ def start_by_copying(blocks: Sequence[Block]) -> None:
                     module.out.weight.copy_(2.0 * module.qkv.weight[-block.dim :].T)
                 elif isinstance(module, MemoryLayer):
                     module.start_induction()
+            if isinstance(block.mixer, MAC):
+                block.mixer.recall.ask_as(block.mixer.memory)
         for block in blocks[:-1]:
             block.feedforward.down.weight.mul_(0.3)
             for module in block.modules():
