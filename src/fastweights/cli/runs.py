@@ -119,9 +119,9 @@ def _show_step(meter: Meter, step: Step) -> None:
 
 def demo(
     *,
-    tokens: int = 32_768,
-    needles: int = 4,
-    documents: int = 1,
+    tokens: int = 262_144,
+    needles: int = 1,
+    documents: int = 4,
     text: Annotated[tuple[str, ...], arg(metavar="PATH...")] = (),
     seed: int = 0,
     model: Annotated[str, arg(metavar="NAME|DIR")] = _DEFAULT_MODEL,
