@@ -42,7 +42,8 @@ def recipe() -> TrainConfig:
         dim=128,
         depth=3,
         heads=4,
-        memory_heads=2,
+        memory_heads=4,
+        memory_head_dim=64,
         wiring="mal",
         rule=Rule(Matrix(), L2(), WeightDecay(), GradientDescent(), chunk_size=1, clip=None),
         expansion=2.0,
@@ -56,9 +57,9 @@ def recipe() -> TrainConfig:
         Stage(steps=300, length=160, batch_size=8, task=_rows((4, 4), questions=4, digits=1, introduce=0.0, short=1.0)),
         Stage(steps=200, length=224, batch_size=8, task=_rows((2, 5), questions=5, digits=3, introduce=0.0, short=0.6)),
         Stage(steps=800, length=320, batch_size=8, task=_rows((2, 6), questions=4, introduce=0.3, short=0.3)),
-        Stage(steps=500, length=512, batch_size=8, task=_rows((1, 8), questions=4, introduce=0.8, short=0.1)),
-        Stage(steps=500, length=1024, batch_size=6, task=_rows((1, 8), questions=6)),
-        Stage(steps=500, length=2048, batch_size=4, task=_rows((1, 8), questions=8)),
+        Stage(steps=600, length=512, batch_size=8, task=_rows((2, 10), questions=6, introduce=0.5, short=0.5)),
+        Stage(steps=600, length=1024, batch_size=6, task=_rows((1, 12), questions=8, short=0.1)),
+        Stage(steps=400, length=2048, batch_size=4, task=_rows((1, 12), questions=10)),
     )
     return TrainConfig(
         model=model,
@@ -68,7 +69,7 @@ def recipe() -> TrainConfig:
         hint=HintConfig(block=1, weight=0.2, end=0.5),
         price=PriceConfig(value=0.5, start=0.5, end=0.92),
         checkpoint=CheckpointConfig(every_minutes=2.0),
-        evaluation=EvaluationConfig(every=100, probes=_probes()),
+        evaluation=EvaluationConfig(every=150, probes=_probes()),
     )
 
 

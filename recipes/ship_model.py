@@ -91,7 +91,7 @@ def card(runs: list[Path], name: str, results: Path | None) -> str:
         window=model.window,
         depth=model.depth,
         memory_heads=heads,
-        head_dim=model.dim // heads,
+        head_dim=model.memory_head_dim or model.dim // heads,
         rule=model.rule,
         dim=model.dim,
         tokenizer=config.task.tokenizer,

@@ -78,6 +78,23 @@ def test_bad_input_ends_without_a_traceback(tmp_path: Path) -> None:
     assert done.stderr == f"fastweights: there is no memory file '{tmp_path / 'absent.memory'}'\n"
 
 
+def test_a_memory_that_cannot_be_written_leaves_the_old_one(model: str, tmp_path: Path) -> None:
+    """No file of this process may grow beyond a thousand bytes: a full disk, as far as writing goes."""
+    text, file = tmp_path / "a.txt", tmp_path / "x.memory"
+    text.write_text("It was the best of times.\n", encoding="utf-8")
+    file.write_bytes(b"old")
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))"
+    program = [sys.executable, "-c", f"{limit}; from fastweights.cli import main; sys.exit(main())"]
+    words = ["memorize", str(text), "--model", model, "-o", str(file), "--force"]
+    done = subprocess.run([*program, *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr == (
+        f"fastweights: cannot save the memory to '{file}': file too large; the file that was there is unchanged\n"
+    )
+    assert file.read_bytes() == b"old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.txt", "x.memory"]
+
+
 def test_help_needs_no_heavy_package() -> None:
     program = "import sys; from fastweights.cli import main\ntry: main()\nfinally: print(*sys.modules, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", program, "memorize", "--help"], capture_output=True, text=True)

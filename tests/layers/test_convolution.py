@@ -25,3 +25,19 @@ def test_it_starts_as_the_identity() -> None:
     layer = ShortConvolution(6)
     x = torch.randn(2, 5, 6)
     assert torch.equal(layer(x, layer.init_state(2), make_layout(torch.zeros(2, dtype=torch.int64), 5))[0], x)
+
+
+def test_its_backward_is_autograd() -> None:
+    """Also where a document begins: the taps do not reach over its border."""
+    layer = ShortConvolution(3).double()
+    torch.nn.init.normal_(layer.weight)
+    borders = torch.tensor([0, 4, 5, 9])
+    for cu_seqlens in (None, borders):
+        layout = make_layout(torch.zeros(1, dtype=torch.int64), 9, cu_seqlens=cu_seqlens)
+        x, tail = floats(1, 9, 3).requires_grad_(), layer.init_state(1).requires_grad_()
+        assert torch.autograd.gradcheck(
+            lambda x, tail, weight, layout=layout: torch.func.functional_call(
+                layer, {"weight": weight}, (x, tail, layout)
+            )[0],
+            (x, tail, layer.weight),
+        )

@@ -10,6 +10,7 @@ from fastweights.core import presets
 from fastweights.core.architecture import MLP, Residual
 from fastweights.errors import UserError
 from fastweights.models.config import ModelConfig
+from fastweights.models.language_model import LanguageModel
 
 
 @pytest.mark.parametrize("preset", presets.PRESETS.values(), ids=presets.PRESETS)
@@ -31,6 +32,12 @@ def test_an_older_file_without_newer_fields_still_loads() -> None:
     assert ModelConfig.from_dict({"dim": 32, "heads": 2}) == ModelConfig(dim=32, heads=2)
 
 
+def test_the_size_of_a_memory_head_is_free_of_the_width() -> None:
+    config = ModelConfig(dim=16, heads=4, memory_heads=3, memory_head_dim=8, rule=presets.deltanet())
+    state = LanguageModel(config).init_state(1)
+    assert [block.memory.memory.dual[0].shape for block in state] == [(1, 3, 8, 8)] * config.depth
+
+
 def test_whole_numbers_may_stand_for_fractions() -> None:
     assert ModelConfig.from_json('{"expansion": 2}').hidden == 256
 
@@ -44,6 +51,7 @@ def test_whole_numbers_may_stand_for_fractions() -> None:
         ({"window": -1}, "window must be at least 1"),
         ({"persistent": -1}, "persistent must be 0 or more"),
         ({"memory_heads": -1}, "memory_heads must be 0 or more"),
+        ({"memory_head_dim": -1}, "memory_head_dim must be 0 or more"),
         ({"expansion": 0.0}, "expansion must be above 0"),
         ({"embedding_std": -1.0}, "embedding_std must be above 0"),
         ({"wiring": "gau"}, "lmm, mac, mag or mal, not 'gau'"),

@@ -2,10 +2,44 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from fastweights.core.layout import Layout
+
+
+class _Depthwise(torch.autograd.Function):
+    """``y_t = sum_j weight_j whole_{t + size - 1 - j}``, with a backward that makes no copy for each tap.
+
+    ``inside`` is bool ``[B, T, 1]`` for each tap but the first, False where it would reach into the document before;
+    empty where no document begins.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, whole: Tensor, weight: Tensor, *inside: Tensor) -> Tensor:
+        ctx.save_for_backward(whole, weight, *inside)
+        reach = len(weight) - 1
+        y = whole[:, reach:] * weight[0]
+        for back in range(1, reach + 1):
+            shifted = whole[:, reach - back : whole.shape[1] - back]
+            y.addcmul_(torch.where(inside[back - 1], shifted, 0.0) if inside else shifted, weight[back])
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        whole, weight, *inside = ctx.saved_tensors
+        reach = len(weight) - 1
+        d_whole, d_weight = torch.zeros_like(whole), torch.empty_like(weight)
+        for back in range(reach + 1):
+            part = torch.where(inside[back - 1], grad, 0.0) if inside and back else grad
+            place = slice(reach - back, whole.shape[1] - back)
+            d_whole[:, place].addcmul_(part, weight[back])
+            d_weight[back] = (part * whole[:, place]).sum((0, 1))
+        return d_whole, d_weight, *[None] * len(inside)
 
 
 class ShortConvolution(nn.Module):
@@ -32,12 +66,8 @@ class ShortConvolution(nn.Module):
         whole = torch.cat([tail.to(x.dtype), x], 1)
         weight = self.weight.to(x.dtype)
         time = x.shape[1]
-        y = x * weight[0]
-        for back in range(1, self.size):
-            shifted = whole[:, reach - back : reach - back + time]
-            if layout.reset is not None:
-                shifted = torch.where((layout.position >= back).unsqueeze(-1), shifted, 0.0)
-            y.addcmul_(shifted, weight[back])
+        inside = [] if layout.reset is None else [layout.position.unsqueeze(-1) >= b for b in range(1, self.size)]
+        y = _Depthwise.apply(whole, weight, *inside)
         if layout.real is None and layout.reset is None:
             return y, whole[:, time:].clone()
         ages = torch.arange(reach, 0, -1, device=x.device)

@@ -25,6 +25,8 @@ class ModelConfig:
         depth: blocks.
         heads: heads of the attention.
         memory_heads: heads of each memory layer, 0 for as many as the attention has.
+        memory_head_dim: size of a memory's keys and values, 0 for ``dim`` divided by its heads. What a linear memory
+            can hold without confusing it grows with this number.
         wiring: memory alone (``lmm``), as context (``mac``), as gate (``mag``) or as layer (``mal``).
         rule: the memory rule. Its inner gradient is clipped by default: stability is on.
         expansion: hidden width of the blocks' networks as a multiple of ``dim``.
@@ -51,6 +53,7 @@ class ModelConfig:
     depth: int = 2
     heads: int = 4
     memory_heads: int = 0
+    memory_head_dim: int = 0
     wiring: Wiring = "mag"
     rule: Rule = Rule(Residual(MLP()))
     expansion: float = 8 / 3
@@ -75,10 +78,11 @@ class ModelConfig:
         for name in ("vocab_size", "dim", "depth", "heads", "window", "segment", "convolution"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
         _require(self.persistent >= 0, f"persistent must be 0 or more, not {self.persistent}")
-        _require(self.memory_heads >= 0, f"memory_heads must be 0 or more, not {self.memory_heads}")
+        for name in ("memory_heads", "memory_head_dim"):
+            _require(getattr(self, name) >= 0, f"{name} must be 0 or more, not {getattr(self, name)}")
         _require(self.dim % self.heads == 0, f"dim {self.dim} is not divisible by {self.heads} heads")
         _require(
-            self.dim % (self.memory_heads or self.heads) == 0,
+            self.memory_head_dim > 0 or self.dim % (self.memory_heads or self.heads) == 0,
             f"dim {self.dim} is not divisible by {self.memory_heads} memory heads",
         )
         for name in ("expansion", "embedding_std"):

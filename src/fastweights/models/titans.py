@@ -25,7 +25,9 @@ def build_mixer(config: ModelConfig) -> StreamLayer[Any]:
     """The memory, wired as the configuration says."""
     gates = GateStart(config.gate_threshold, lr=config.lr_start, forget=config.forget_start)
     heads = config.memory_heads or config.heads
-    memory = MemoryLayer(config.dim, heads, config.rule, convolution=config.convolution, gates=gates)
+    memory = MemoryLayer(
+        config.dim, heads, config.rule, config.memory_head_dim or None, convolution=config.convolution, gates=gates
+    )
     if config.wiring == "lmm":
         return memory
     if config.wiring == "mac":
