@@ -3,7 +3,7 @@
     fastweights train needle_long --out runs/needle_long
 
 It starts from the model in ``runs/needle/model`` (`recipes/needle.py`). For the shipped weights the first run was
-stopped after step 2,360 of 2,800, early in its longest rows, because these do more good under this price.
+stopped early in its rows of 1,024 tokens (the model card says where), because these do more good under this price.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from fastweights.train.recipes import load_recipe
 
 
 def recipe() -> TrainConfig:
-    """Rows of 1,024 and 2,048 tokens under a price that rises to 1.5."""
+    """Rows of 1,024 and 2,048 tokens under a price that rises to 2.5."""
     first = load_recipe("needle")
     task = first.task
     assert isinstance(task, NeedleTask)
-    several = replace(task, mix=replace(task.mix, min_needles=3))
+    crowded = replace(task, mix=replace(task.mix, min_needles=3, max_needles=12))
+    mixed = replace(task, mix=replace(task.mix, max_needles=12, questions=10))
     return replace(
         first,
         start_from="runs/needle/model",
         seed=1,
         stages=(
-            Stage(steps=450, length=1024, batch_size=6, task=several),
-            Stage(steps=330, length=2048, batch_size=4),
+            Stage(steps=550, length=1024, batch_size=6, task=crowded),
+            Stage(steps=350, length=2048, batch_size=4, task=mixed),
         ),
         optimiser=OptimiserConfig(
             lr=1.5e-3, betas=(0.9, 0.98), weight_decay=0.01, warmup_steps=20, final_fraction=0.03
         ),
         hint=HintConfig(),
-        price=PriceConfig(value=1.5, start=0.0, end=0.5),
+        price=PriceConfig(value=2.5, start=0.0, end=0.55),
     )

@@ -8,10 +8,10 @@
  5  rows and heads are independent, padding is irrelevant, documents are separate
  6  it learns: the inner loss of a repeated chunk falls
  7  every input, gate and initial weight gets a gradient
- 8  finite at gates of 0 and 1, on zeros and huge values, over 10,000 repeats; non-finite tokens leave no trace
+ 8  finite at gates of 0 and 1, on zeros and huge values, over 10,000 repeats; non-finite tokens write nothing
  9  the state keeps its bytes, and its leaves do not alias
 10  compiles to one graph; works under activation checkpointing
-11  a fork never changes its parent
+11  a fork never changes its parent; a state that was saved and loaded goes on to the same bits
 ==  =====================================================================================================
 
 What does not apply is reported with the reason. Oracles are autograd and the reference loop, never the code under test.
@@ -31,6 +31,7 @@ from fastweights.core import conformance_equality as equality
 from fastweights.core import conformance_limits as limits
 from fastweights.core import conformance_stream as stream
 from fastweights.core.conformance_trial import Trial, make_trial, value_size
+from fastweights.core.delta import BLOCK
 from fastweights.core.presets import PRESETS
 from fastweights.core.properties import Verdict, not_applicable
 from fastweights.core.rule import Rule, Tier
@@ -50,8 +51,12 @@ PER_LENGTH: Mapping[str, Callable[[Trial, int], Verdict]] = {
     "5 documents separate": stream.separate,
     "9 constant state": stream.constant,
     "11 forks": stream.forks,
+    "11 saved and loaded": stream.reloaded,
 }
 """Tested at every pair of chunk size and length."""
+
+_ACROSS_BLOCKS = ("1 tiers = reference, float64", "3 any split = one call")
+"""Tested at a length of several blocks too where a tier works in blocks of its own."""
 
 PER_CHUNK: Mapping[str, Callable[[Trial], Verdict]] = {
     "6 it learns": limits.learns,
@@ -167,6 +172,9 @@ def check_rule(
             longest = length
             for name, at_length in PER_LENGTH.items():
                 test(name, chunk, length, partial(at_length, trial, length))
+        if trial.rule.tier == "delta":
+            for name in _ACROSS_BLOCKS:
+                test(name, chunk, 2 * BLOCK + 2, partial(PER_LENGTH[name], trial, 2 * BLOCK + 2))
         for name, at_longest in _narrow(seeds).items():
             test(name, chunk, longest, partial(at_longest, trial, longest))
         for name, at_chunk in PER_CHUNK.items():

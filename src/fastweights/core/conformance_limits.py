@@ -110,7 +110,7 @@ def zeros(trial: Trial, seed: int = 6) -> Verdict:
 
 
 def huge_values(trial: Trial, seed: int = 6) -> Verdict:
-    """Property 8: tokens that overflow leave no trace and are counted; large ones stay finite."""
+    """Property 8: tokens that overflow write nothing and are counted; large ones stay finite."""
     return worst([*_overflowing(trial, seed), *_large(trial, seed)])
 
 

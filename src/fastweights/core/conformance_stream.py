@@ -15,6 +15,7 @@ from fastweights.core.properties import (
     independence,
     padding_irrelevance,
     ragged_equality,
+    reload_equality,
     row_equality,
     split_equality,
     worst,
@@ -77,3 +78,9 @@ def constant(trial: Trial, time: int) -> Verdict:
 def forks(trial: Trial, time: int) -> Verdict:
     """Property 11: reading on from a state never changes it."""
     return fork_safety(trial, trial.midway(2, 3), trial.draw(2, time, 1), trial.draw(2, time, 2))
+
+
+@without_gradients
+def reloaded(trial: Trial, time: int) -> Verdict:
+    """Property 11: a state that was saved and loaded reads on to the same bits."""
+    return reload_equality(trial, trial.midway(2, 3), trial.draw(2, time, 1))

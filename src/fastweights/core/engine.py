@@ -76,7 +76,8 @@ def run(
         gates: see :class:`~fastweights.core.types.Gates`.
         state: from :func:`init_state` or an earlier call.
         layout: where each token stands; by default T real tokens of one document per row.
-        grid: :func:`grid_for` of the same rule and layout, where the caller has it already.
+        grid: :func:`grid_for` of the same rule and layout, where the caller has it already; not used where ``tier``
+            cuts differently.
         surprise: also return the surprise of every token.
         tier: run on this tier instead of the rule's best (``"reference"`` is always possible).
 
@@ -86,6 +87,9 @@ def run(
     Raises:
         UserError: shapes that do not fit the rule, or a tier that would not compute it exactly.
     """
+    if torch.is_autocast_enabled(q.device.type):
+        with torch.autocast(q.device.type, enabled=False):
+            return run(rule, initial, q, k, v, gates, state, layout, grid, surprise, tier)
     tier = tier or rule.tier
     if tier not in rule.tiers:
         raise UserError(f"this rule runs on the tiers {', '.join(rule.tiers)}, not on {tier!r}")
@@ -100,7 +104,7 @@ def run(
     if tier == "reference":
         y, after, felt = run_reference(rule, initial, q, k, v, gates, state, layout, _full(rejected, q))
         return Result(y.to(dtype), after, felt if surprise else None)
-    if grid is None:
+    if grid is None or (tier == "delta") != (rule.tier == "delta"):
         grid = make_grid(layout, BLOCK, blocks=True) if tier == "delta" else make_grid(layout, rule.chunk_size)
     names = [m.name for m in rule.maps(k.shape[-1], v.shape[-1])]
     batch, heads = q.shape[:2]
@@ -145,6 +149,9 @@ def read(rule: Rule, weights: tuple[Tensor, ...], q: Tensor) -> Tensor:
     Returns:
         ``[B, H, T, V]`` in the dtype of ``q``.
     """
+    if torch.is_autocast_enabled(q.device.type):
+        with torch.autocast(q.device.type, enabled=False):
+            return read(rule, weights, q)
     names = [m.name for m in rule.maps(q.shape[-1], weights[-1].shape[-2])]
     table = dict(zip(names, weights, strict=True))
     y, _ = rule.architecture.forward(lambda name, x: x @ table[name].transpose(-1, -2), q.to(weights[0].dtype))

@@ -1,7 +1,7 @@
 """Published models as rules, named as in their papers.
 
-Presets reproduce a published rule, so their gradients are not clipped unless the paper clips; models built through
-``ModelConfig`` add the clip where it applies.
+Presets that reproduce a published rule have no clip, since the papers have none; ``titans_swiglu``, which is ours, has
+one. The default rule of ``ModelConfig`` and the named sizes have it too.
 """
 
 from __future__ import annotations

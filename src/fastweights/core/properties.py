@@ -220,6 +220,29 @@ def document_equality(
     return within((y, state), (torch.cat(answers, 1), alone), tolerance)
 
 
+def reload_equality(stream: Stream, start: Any, x: Tensor) -> Verdict:
+    """A state that went through bytes reads on to the same bits: everything remembered is in its tensors."""
+    _, state = stream(x, start, None, None)
+    kept, reloaded = (_copied(state, copy) for copy in (_contiguous, _through_bytes))
+    return identical(stream(x, reloaded, None, None), stream(x, kept, None, None))
+
+
+def _contiguous(tensor: Tensor) -> Tensor:
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
+
+
+def _through_bytes(tensor: Tensor) -> Tensor:
+    data = bytearray(_contiguous(tensor).view(-1).view(torch.uint8).tolist())
+    return torch.frombuffer(data, dtype=tensor.dtype).reshape(tensor.shape).clone() if data else tensor.clone()
+
+
+def _copied(tree: Any, copy: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(tree, Tensor):
+        return copy(tree)
+    parts = [_copied(part, copy) for part in tree]
+    return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+
+
 def fork_safety(stream: Stream, start: Any, x: Tensor, other: Tensor) -> Verdict:
     """Reading on from a state, twice and with different tokens, changes neither the state nor each other's answers."""
     before = [t.detach().clone() for t in tensors(start)]

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from fastweights.core.layout import Layout
-from fastweights.core.materialised import spread_gate
 from fastweights.core.rule import Rule
-from fastweights.core.types import Gates, MemoryState, Surprise
+from fastweights.core.types import Gates, MemoryState, Scope, Surprise
 
 Weights = tuple[Tensor, ...]
 
@@ -81,7 +80,7 @@ def _run_row(
             anchor = dual
         shapes = [w.shape[1:] for w in dual]
         lr, fade, keep = (
-            None if g is None else [spread_gate(g[b, :, t], scope, shapes, m) for m in range(len(names))]
+            None if g is None else gates_of_maps(g[b, :, t], scope, shapes)
             for g, scope in zip(gates, rule.scopes, strict=True)
         )
         assert lr is not None
@@ -105,6 +104,17 @@ def _run_row(
         unusable.append(rejected[b, :, t] | overflown)
     y, loss, norm, refused = (torch.stack(found, 1) for found in (answers, losses, norms, unusable))
     return y, (dual, momentum, anchor if state.anchor else ()), loss, norm, refused
+
+
+def gates_of_maps(gate: Tensor, scope: Scope | None, shapes: list[torch.Size]) -> list[Tensor]:
+    """A gate ``[H, n]`` of one token as a factor of each map's weights, ``[H, outputs or 1, inputs or 1]``."""
+    if scope == "head":
+        return [gate[:, :, None]] * len(shapes)
+    if scope == "map":
+        return [one[:, None, None] for one in gate.unbind(1)]
+    if scope == "key":
+        return [part[:, None, :] for part in gate.split([inputs for _, inputs in shapes], 1)]
+    return [part[:, :, None] for part in gate.split([outputs for outputs, _ in shapes], 1)]
 
 
 def apply_weights(rule: Rule, names: list[str], weights: Weights, x: Tensor) -> Tensor:

@@ -137,6 +137,18 @@ def _describe(value: Any) -> Any:
     return value
 
 
+def beyond_defaults(value: Any) -> Any:
+    """A description of a configuration that names only what differs from the defaults of its classes.
+
+    A field that a later version adds, with a default that changes nothing, leaves it as it is: so it can tell models
+    apart over versions.
+    """
+    if not is_dataclass(value) or isinstance(value, type):
+        return value
+    changed = {f.name: beyond_defaults(v) for f in fields(value) if (v := getattr(value, f.name)) != f.default}
+    return {"kind": type(value).__name__} | changed
+
+
 def rule_from_dict(description: dict[str, Any]) -> Rule:
     """Builds the rule that :meth:`Rule.to_dict` described.
 

@@ -53,8 +53,9 @@ class Surprise(NamedTuple):
 
     ``loss`` is the inner loss at the anchor, ``gradient_norm`` the norm of the whole inner gradient before clipping;
     ``lr``, ``momentum`` and ``retain`` are the gates in force (averaged over maps or channels where their scope is
-    finer than a head; momentum is 0 and retain 1 for rules without them). ``rejected`` marks tokens that were not
-    finite and therefore left no trace.
+    finer than a head; momentum is 0 and retain 1 for rules without them). ``rejected`` marks tokens that wrote
+    nothing: those whose key, value or gate was not finite left no trace at all, while for those whose inner gradient
+    overflowed the gates momentum and retain still acted.
     """
 
     loss: Tensor

@@ -85,8 +85,14 @@ def attend(
         rotated: queries, keys ``[..., S, head_dim]`` with rotary positions, and values.
         allowed: bool, broadcastable to ``[..., W, S]``.
         prefix: keys and values, broadcastable to ``[..., P, head_dim]``, always visible.
+
+    A token whose key or value is not finite is seen by no query, not with a weight of 0 either: 0 times NaN is NaN.
     """
     turned, k, v = rotated
+    sound = torch.isfinite(k.sum(-1) + v.sum(-1))
+    if torch.compiler.is_compiling() or not bool(sound.all()):
+        k, v = (torch.where(sound.unsqueeze(-1), x, 0.0) for x in (k, v))
+        allowed = allowed & sound.unsqueeze(-2)
     scale = q.shape[-1] ** -0.5
     scores = (turned @ k.transpose(-1, -2)) * scale
     scores = scores.masked_fill(~allowed, float("-inf"))
@@ -129,7 +135,8 @@ class SlidingWindowAttention(StreamLayer[AttentionState]):
         q, k, v = self.heads.project(x)
         keys, values = torch.cat([state.keys.to(k.dtype), k], 2), torch.cat([state.values.to(v.dtype), v], 2)
         y = self.heads.merge(self._attend_blocks(q, keys, values, layout))
-        return Reading(y, AttentionState(self._last(keys, layout), self._last(values, layout), layout.end.clone()))
+        last = (self._last(whole, layout).to(old.dtype) for whole, old in ((keys, state.keys), (values, state.values)))
+        return Reading(y, AttentionState(*last, layout.end.clone()))
 
     def _attend_blocks(self, q: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
         """Cuts the queries into blocks; a block sees itself and the window before it."""

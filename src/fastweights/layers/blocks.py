@@ -51,7 +51,10 @@ class MAG(StreamLayer[MixerState]):
 
 
 class MAL(StreamLayer[MixerState]):
-    """Memory as layer (Titans eqs. 29-31): the memory, then attention over what it answered, each with a residual."""
+    """Memory as layer (Titans eqs. 29-31): the memory, then attention over what it answered.
+
+    The attention sees the layer's (normalised) input plus the memory's answer, normalised again; both are added up.
+    """
 
     def __init__(self, memory: MemoryLayer, attention: SlidingWindowAttention) -> None:
         super().__init__()

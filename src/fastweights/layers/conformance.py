@@ -33,6 +33,7 @@ from fastweights.core.properties import (
     not_applicable,
     padding_irrelevance,
     ragged_equality,
+    reload_equality,
     row_equality,
     split_equality,
     survives_checkpointing,
@@ -41,6 +42,7 @@ from fastweights.core.properties import (
     worst,
 )
 from fastweights.core.types import MemoryState
+from fastweights.layers.memory import MemoryLayer
 from fastweights.layers.stream import Plan, StreamLayer
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -112,6 +114,7 @@ def check_layer(
 
     own = {
         "8 bfloat16, memory in float32": narrow,
+        "8 non-finite tokens": partial(unsound, tested, draw(2, max(lengths), 6)),
         "10 one graph": lambda: compiles(*_mix_arguments(tested, draw(2, 5, 4)), EXACT),
         "10 activation checkpointing": lambda: survives_checkpointing(*_mix_arguments(tested, draw(2, 9, 4))),
     }
@@ -192,6 +195,12 @@ def forks(subject: Subject, time: int) -> Verdict:
     return fork_safety(subject.stream, midway(subject), subject.draw(2, time, 1), subject.draw(2, time, 2))
 
 
+@torch.no_grad()
+def reloaded(subject: Subject, time: int) -> Verdict:
+    """Property 11."""
+    return reload_equality(subject.stream, midway(subject), subject.draw(2, time, 1))
+
+
 PER_LENGTH: dict[str, Callable[[Subject, int], Verdict]] = {
     "3 any split = one call": any_split,
     "4 causal": causal,
@@ -200,6 +209,7 @@ PER_LENGTH: dict[str, Callable[[Subject, int], Verdict]] = {
     "5 documents separate": documents,
     "9 constant state": bytes_stay,
     "11 forks": forks,
+    "11 saved and loaded": reloaded,
 }
 """Tested at every length."""
 
@@ -246,6 +256,25 @@ def narrow_reading(result: tuple[Any, ...]) -> Verdict:
     return worst([finite((y, state)), kept])
 
 
+@torch.no_grad()
+def unsound(layer: StreamLayer[Any], x: Tensor) -> Verdict:
+    """Property 8: a token that is not finite changes no answer before it or in other rows, and spoils none after it."""
+    at = x.shape[1] // 3
+    broken = x.clone()
+    broken[0, at] = math.nan
+    state, want = layer.init_state(x.shape[0]), layer(x).y
+    answers = []
+    for piece in (broken[:, : at + 2], broken[:, at + 2 :]):
+        if piece.shape[1]:
+            reading = layer(piece, state)
+            answers.append(reading.y)
+            state = reading.state
+    y = torch.cat(answers, 1)
+    others = [finite((y[:, :at], y[:, at + 1 :], memories(state)), "after a token of NaN: ")]
+    same = [within(y[:1, :at], want[:1, :at], EXACT, "before it: ")] if at else []
+    return worst([*others, *same, within(y[1:], want[1:], EXACT, "other rows: ")])
+
+
 def memories(state: Any) -> list[MemoryState]:
     """Every memory in a tree of states."""
     if isinstance(state, MemoryState):
@@ -254,9 +283,12 @@ def memories(state: Any) -> list[MemoryState]:
 
 
 def stirred(module: Module) -> Module:
-    """The module with random numbers added to its parameters, in place."""
+    """The module with random numbers added to its parameters, and with all gates half open, in place."""
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, MemoryLayer):
+                layer.gates.bias.zero_()
         for parameter in module.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype), alpha=0.1)
     return module

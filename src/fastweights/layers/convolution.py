@@ -14,8 +14,7 @@ from fastweights.core.layout import Layout
 class _Depthwise(torch.autograd.Function):
     """``y_t = sum_j weight_j whole_{t + size - 1 - j}``, with a backward that makes no copy for each tap.
 
-    ``inside`` is bool ``[B, T, 1]`` for each tap but the first, False where it would reach into the document before;
-    empty where no document begins.
+    ``inside`` is bool ``[B, T, 1]`` for each tap but the first, False where it must not reach; empty where all may.
     """
 
     @staticmethod
@@ -66,11 +65,25 @@ class ShortConvolution(nn.Module):
         whole = torch.cat([tail.to(x.dtype), x], 1)
         weight = self.weight.to(x.dtype)
         time = x.shape[1]
-        inside = [] if layout.reset is None else [layout.position.unsqueeze(-1) >= b for b in range(1, self.size)]
-        y = _Depthwise.apply(whole, weight, *inside)
+        y = _Depthwise.apply(whole, weight, *self._inside(whole, layout))
         if layout.real is None and layout.reset is None:
-            return y, whole[:, time:].clone()
+            return y, whole[:, time:].clone().to(tail.dtype)
         ages = torch.arange(reach, 0, -1, device=x.device)
         index = layout.length[:, None] + torch.arange(reach, device=x.device)
         last = whole.gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[2]))
-        return y, torch.where((ages <= layout.end[:, None]).unsqueeze(-1), last, 0.0)
+        return y, torch.where((ages <= layout.end[:, None]).unsqueeze(-1), last, 0.0).to(tail.dtype)
+
+    def _inside(self, whole: Tensor, layout: Layout) -> list[Tensor]:
+        """Where each tap but the first may reach: not into the document before, nor to a token that is not finite."""
+        time = layout.position.shape[1]
+        sound = torch.isfinite(whole.detach().sum(-1, keepdim=True))
+        unsound = torch.compiler.is_compiling() or not bool(sound.all())
+        if layout.reset is None and not unsound:
+            return []
+        taps = []
+        for back in range(1, self.size):
+            near = layout.position.unsqueeze(-1) >= back if layout.reset is not None else None
+            place = slice(self.size - 1 - back, self.size - 1 - back + time)
+            there = sound[:, place] if unsound else None
+            taps.append(there if near is None else near if there is None else near & there)
+        return [tap for tap in taps if tap is not None]

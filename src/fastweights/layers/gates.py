@@ -18,7 +18,9 @@ def exact_gate(z: Tensor, threshold: float) -> Tensor:
         z: any shape.
         threshold: in [0, 1).
     """
-    opened = (torch.sigmoid(z) - threshold) / (1.0 - threshold)
+    # In the precision of z: otherwise the two differences round apart, and an open gate is not exactly 1.
+    floor = torch.full((), threshold, dtype=z.dtype, device=z.device)
+    opened = (torch.sigmoid(z) - floor) / (1.0 - floor)
     # Adds exactly 0 to an open gate and exactly its negative to a shut one, out of the gradient's sight.
     return opened + torch.relu(-opened).detach()
 

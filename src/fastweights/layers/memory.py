@@ -14,7 +14,7 @@ from fastweights.core.rule import Rule
 from fastweights.core.types import Gates, MemoryState, gate_width
 from fastweights.layers.convolution import ShortConvolution
 from fastweights.layers.gates import exact_gate, gate_bias
-from fastweights.layers.norm import RMSNorm
+from fastweights.layers.norm import RMSNorm, unit
 from fastweights.layers.stream import Plan, Reading, StreamLayer, checked
 
 
@@ -146,13 +146,13 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
             surprise,
         )
         return Reading(
-            self.project(x, result.y),
+            self.project(x, result.y.to(v.dtype)),
             MemoryLayerState(result.state, tail),
             () if result.surprise is None else (result.surprise,),
         )
 
     def _normalise(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=-1, eps=1e-6) if self.rule.normalise_qk else x
+        return unit(x) if self.rule.normalise_qk else x
 
     def open_gates(self, x: Tensor) -> Gates:
         """The gates of every token, ``[B, heads, T, n]`` each, from ``x [B, T, dim]``; float32 or wider."""

@@ -1,10 +1,18 @@
-"""Root-mean-square normalisation."""
+"""Normalisation: root mean square, and unit length."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+def unit(x: Tensor) -> Tensor:
+    """``x`` with length 1 over the last dimension, in float32 or wider.
+
+    Rounded to bfloat16 a key may be longer than 1, and a write with the largest step then grows what it should replace.
+    """
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=1e-6)
 
 
 class RMSNorm(nn.Module):

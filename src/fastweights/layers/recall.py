@@ -13,7 +13,7 @@ from fastweights.core.engine import read
 from fastweights.layers.attention import Buffer, Heads
 from fastweights.layers.convolution import ShortConvolution
 from fastweights.layers.memory import MemoryLayer
-from fastweights.layers.norm import RMSNorm
+from fastweights.layers.norm import RMSNorm, unit
 from fastweights.layers.stream import Piece, Plan, checked
 
 
@@ -88,7 +88,7 @@ class Recall(nn.Module):
 
     def normalise(self, q: Tensor) -> Tensor:
         """Unit length, where the rule says so."""
-        return F.normalize(q, dim=-1, eps=1e-6) if self.rule.normalise_qk else q
+        return unit(q) if self.rule.normalise_qk else q
 
     def tokens(self, weights: tuple[Tensor, ...], q: Tensor) -> Tensor:
         """What ``weights`` answer to queries ``[B, H, n, key_dim]``, as tokens ``[B, n, dim]``."""
@@ -149,6 +149,7 @@ class PooledRecall(Recall):
             pairs = zip(clear(tokens, piece), new, strict=True)
             tokens = Buffer(*[torch.where(fresh & later, recalled, old) for old, recalled in pairs])
             sums = torch.where(fresh, 0.0, sums)
+        q = torch.where(torch.isfinite(q).all(-1, keepdim=True), q, 0.0)
         group = F.one_hot(piece.slots // self.group, self.slots).to(sums.dtype).unsqueeze(1)
         return state._replace(tokens=tokens, sums=(sums + group.transpose(-1, -2) @ q.to(sums.dtype),))
 

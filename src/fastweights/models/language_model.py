@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastweights.core.layout import make_layout, pack, unpack
+from fastweights.core.rule import beyond_defaults
 from fastweights.core.types import Surprise
 from fastweights.errors import UserError
 from fastweights.layers.attention import Heads
@@ -121,13 +123,20 @@ class LanguageModel(nn.Module):
 
     def _run(self, block: Any, x: Tensor, state: Any, plan: Plan, surprise: bool) -> Reading[Any]:
         if not self.recompute or not torch.is_grad_enabled():
-            return self._mix(block, x, state, plan, surprise)
+            try:
+                return self._mix(block, x, state, plan, surprise)
+            except torch._dynamo.exc.FailOnRecompileLimitHit:
+                # Every length and layout is a graph of its own, and torch compiles only so many of them.
+                self._mix = Block.mix
+                return self._mix(block, x, state, plan, surprise)
         return checkpoint(self._mix, block, x, state, plan, surprise, use_reentrant=False)
 
     def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> bool:
         """Compiles the blocks one by one with :func:`torch.compile`.
 
-        All blocks share their graphs: one for each length read from a fresh state, and one for single tokens.
+        All blocks share their graphs: one for each length read from a fresh state, and one for single tokens. After
+        torch's limit of graphs (``torch._dynamo.config.recompile_limit``) the model goes on eagerly: read in pieces of
+        one length.
 
         Args:
             backend: of ``torch.compile``.
@@ -171,8 +180,11 @@ class LanguageModel(nn.Module):
         return Output(self.logits(encoded.hidden), encoded.state, encoded.surprise)
 
     def fingerprint(self) -> str:
-        """SHA-256 over the configuration and every parameter: which model a memory belongs to."""
-        digest = hashlib.sha256(self.config.to_json().encode())
+        """SHA-256 over the configuration and every parameter: which model a memory belongs to.
+
+        The same in every version of this library that computes the same from them.
+        """
+        digest = hashlib.sha256(json.dumps(beyond_defaults(self.config), sort_keys=True).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())

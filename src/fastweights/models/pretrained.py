@@ -90,6 +90,8 @@ def save_model(
         sync(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        if aside.exists() and not folder.exists():
+            aside.rename(folder)
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ModelFileError(f"the model could not be written to {folder}: {reason}") from error
     shutil.rmtree(aside, ignore_errors=True)
