@@ -2,8 +2,8 @@
 
     fastweights train needle_long --out runs/needle_long
 
-It starts from the model in ``runs/needle/model`` (`recipes/needle.py`). For the shipped weights the first run was
-stopped early in its rows of 1,024 tokens (the model card says where), because these do more good under this price.
+It starts from the run in ``runs/needle`` (`recipes/needle.py`). For the shipped weights that run was stopped (Ctrl-C)
+early in its rows of 1,024 tokens; the model card says where. Such rows do more good under this price.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def recipe() -> TrainConfig:
     mixed = replace(task, mix=replace(task.mix, max_needles=12, questions=10))
     return replace(
         first,
-        start_from="runs/needle/model",
+        start_from="runs/needle",
         seed=1,
         stages=(
             Stage(steps=550, length=1024, batch_size=6, task=crowded),

@@ -52,13 +52,15 @@ def test_an_interrupted_reading_goes_on_to_the_same_bits(model: str, tmp_path: P
 
 def test_a_killed_reading_leaves_the_old_file_or_a_whole_new_one(model: str, tmp_path: Path) -> None:
     trial = Trial(tmp_path, model, 20_000)
-    # The last moments of a reading, where it saves; the start of Python is of no interest here.
-    for share in (0.8, 0.9):
-        trial.kill(share * trial.seconds)
-    if trial.partial is not None:
-        trial.output.write_bytes(trial.partial)
-        assert trial.read(trial.new_text, "--resume") == trial.new
-    assert trial.output.exists()
+    trial.output.write_bytes(trial.old)
+    process = trial.start(trial.new_text, "--force", "--save-every", "0.001")
+    while trial.output.read_bytes() == trial.old and process.poll() is None:
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    header = read_header(trial.output)  # refuses a file that is not whole
+    assert (header.sources[0].name, header.sources[0].complete) == (trial.new_text, False)
+    assert trial.read(trial.new_text, "--resume") == trial.new
     left = [path.name for path in tmp_path.iterdir() if path.suffix == ".tmp"]
     assert len(left) <= 1, "what a killed process leaves is removed by the next save"
 

@@ -230,3 +230,16 @@ def test_a_tier_that_would_not_be_exact_is_refused() -> None:
     on = trial(replace(ONLINE, decay_before_grad=True))
     with pytest.raises(UserError, match="runs on the tiers delta, reference, not on 'dual'"):
         on.on("dual")(on.draw(1, 5, 0), on.fresh(1))
+
+
+def test_a_grid_cut_for_another_tier_changes_no_rule() -> None:
+    rule = presets.titans_linear()
+    q, k, v = (torch.randn(1, 2, 20, 4, dtype=torch.float64) for _ in range(3))
+    gates = Gates(*(torch.rand(1, 2, 20, dtype=torch.float64) for _ in range(3)))
+    initial = (torch.randn(2, 4, 4, dtype=torch.float64),)
+    state = init_state(rule, initial, 1)
+    layout = make_layout(state.position, 20)
+    want = run(rule, initial, q, k, v, gates, state, layout).y
+    for tier in rule.tiers:
+        got = run(rule, initial, q, k, v, gates, state, layout, grid_for(rule, layout), tier=tier).y
+        torch.testing.assert_close(got, want)

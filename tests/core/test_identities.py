@@ -328,3 +328,30 @@ def test_a_clip_that_is_not_reached_changes_nothing() -> None:
     y, _ = answers(replace(BASE, clip=1e6), s, initial)
     free, _ = answers(replace(BASE, clip=None), s, initial)
     close(y, free)
+
+
+def test_gates_per_channel_act_on_their_own_channels_of_every_map() -> None:
+    """Titans' eqs. 10 and 13 with a decay for each input and a momentum for each output of a memory of two maps."""
+    hidden = 6
+    draw = np.random.default_rng(5)
+    q, k = 0.3 * draw.normal(size=(2, TIME, KEY))
+    v, lr = draw.normal(size=(TIME, VALUE)), draw.uniform(0, 0.3, TIME)
+    keep, fade = draw.uniform(0.5, 1, (TIME, KEY + hidden)), draw.uniform(0, 0.9, (TIME, hidden + VALUE))
+    first, second = draw.normal(size=(hidden, KEY)), draw.normal(size=(VALUE, hidden))
+    initial = tuple(torch.from_numpy(w.copy())[None] for w in (first, second))
+    s_first, s_second, want = np.zeros_like(first), np.zeros_like(second), []
+    for t in range(TIME):
+        h = first @ k[t]
+        a = np.maximum(h, 0)
+        e = second @ a - v[t]
+        s_first = fade[t, :hidden, None] * s_first - lr[t] * np.outer((second.T @ e) * (h > 0), k[t])
+        s_second = fade[t, hidden:, None] * s_second - lr[t] * np.outer(e, a)
+        first, second = keep[t, :KEY] * first + s_first, keep[t, KEY:] * second + s_second
+        want.append(second @ np.maximum(first @ q[t], 0))
+    rule = Rule(MLP(2, hidden / KEY, "relu"), L2(), WeightDecay("key"), Momentum("value"), chunk_size=1, clip=None)
+    q_BHTK, k_BHTK, v_BHTV = (torch.from_numpy(x)[None, None] for x in (q, k, v))
+    gates = Gates(*[torch.from_numpy(x)[None, None] for x in (lr, fade, keep)])
+    for tier in rule.tiers:
+        result = run(rule, initial, q_BHTK, k_BHTK, v_BHTV, gates, init_state(rule, initial, 1), tier=tier)
+        close(result.y[0, 0].detach(), want)
+        close(result.state.dual[1][0, 0].detach(), second)

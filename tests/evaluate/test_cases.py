@@ -176,3 +176,16 @@ def test_a_real_session_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     found = evaluate(write([GOOD, GOOD | {"question": "And \ud800?"}]), max_tokens=4)
     assert found["done"] == 2
     assert all(isinstance(result["answer"], str) for result in found["results"])
+
+
+def test_a_case_whose_file_changed_is_evaluated_again(folder: Path) -> None:
+    Path("sea.txt").write_text("The sea is green.\n", encoding="utf-8")
+    case = {"context_files": ["sea.txt"], "question": "What colour?", "answer": "green"}
+    assert evaluate(write([case]))["right"] == 1
+    Path("sea.txt").write_text("The sea is blue today.\n", encoding="utf-8")
+    again = evaluate(write([case]))
+    assert (again["done"], again["right"]) == (1, 0)
+
+
+def test_blanks_around_an_expected_answer_do_not_count(folder: Path) -> None:
+    assert evaluate(write([GOOD | {"answer": " blue \n"}]))["right"] == 1

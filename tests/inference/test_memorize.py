@@ -221,7 +221,7 @@ def test_outputs_that_cannot_be_written_are_refused_before_reading(
     Path("there").write_text("old")
     Path("folder").mkdir()
     with pytest.raises(MemoryFileError, match=reason):
-        check_output(Path(name), resume=resume, force=force)
+        check_output(Path(name), [], resume=resume, force=force)
 
 
 def test_the_total_is_unknown_where_a_source_does_not_tell_its_size(model: LanguageModel, tmp_path: Path) -> None:
@@ -231,3 +231,36 @@ def test_the_total_is_unknown_where_a_source_does_not_tell_its_size(model: Langu
     sources = [Source(str(path), path, None)]
     memorize(session(model), sources, tmp_path / "x.memory", on_progress=seen.append)
     assert {(reading.bytes_total, reading.seconds_left) for reading in seen} == {(None, None)}
+
+
+def test_a_text_is_never_overwritten_by_its_memory(texts: list[str]) -> None:
+    for force in (False, True):
+        with pytest.raises(MemoryFileError, match=r"'a\.txt' is among the texts to read"):
+            check_output(Path("a.txt"), find_sources(texts), resume=False, force=force)
+    Path("link.txt").symlink_to("a.txt")
+    with pytest.raises(MemoryFileError, match="is among the texts to read"):
+        check_output(Path("link.txt"), find_sources(texts), resume=False, force=True)
+
+
+def test_an_interrupt_before_the_first_token_leaves_the_old_file(
+    model: LanguageModel, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read(model, texts[:1], Path("x.memory"))
+    before = digest(Path("x.memory"))
+
+    def interrupted(self: object, *arguments: object, **options: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "read", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        read(model, texts[1:], Path("x.memory"))
+    assert digest(Path("x.memory")) == before
+
+
+def test_the_same_text_under_another_name_is_not_read_twice(model: LanguageModel, texts: list[str]) -> None:
+    read(model, texts, Path("x.memory"))
+    Path("copy.txt").write_bytes(Path("b.txt").read_bytes())
+    notes: list[str] = []
+    outcome = resume(model, [*texts, str(Path("b.txt").absolute()), "copy.txt"], Path("x.memory"), notes)
+    assert outcome.tokens == 0
+    assert "'copy.txt' has been read already, as 'b.txt'" in notes

@@ -34,3 +34,9 @@ def test_the_gradient_is_straight_through_so_a_shut_gate_can_open() -> None:
 @pytest.mark.parametrize("value", [0.01, 0.5, 0.99])
 def test_the_bias_of_a_value_gives_the_value(value: float) -> None:
     assert exact_gate(torch.tensor(gate_bias(value, 0.05), dtype=torch.float64), 0.05).item() == pytest.approx(value)
+
+
+def test_an_open_gate_is_exactly_one_at_every_threshold() -> None:
+    z = torch.tensor([-200.0, 200.0])
+    for threshold in range(1000):
+        assert exact_gate(z, threshold / 1000).tolist() == [0.0, 1.0]

@@ -168,3 +168,22 @@ def test_starting_by_induction_binds_each_value_to_the_query_of_the_token_before
     mixed, _ = layer.convolution(layer.qkv(x), layer.convolution.init_state(1), make_layout(torch.zeros(1).long(), 6))
     q, k, _ = mixed.chunk(3, -1)
     torch.testing.assert_close(k[:, 1:], q[:, :-1])
+
+
+def test_autocast_leaves_the_memory_in_float32() -> None:
+    x = torch.randn(2, 9, 8)
+    for rule in RULES.values():
+        layer = stirred(MemoryLayer(8, 2, rule))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            reading = layer(x)
+        assert {w.dtype for w in reading.state.memory.dual} == {torch.float32}
+        torch.testing.assert_close(reading.y.float(), layer(x).y, rtol=0.1, atol=0.1)
+
+
+def test_keys_of_a_bfloat16_layer_have_unit_length() -> None:
+    """A write without the half and with lr 1 multiplies by 1 - 2 |k|^2: with keys rounded to bfloat16 it grew."""
+    rule = replace(presets.deltanet(), bias=L2(half=False))
+    layer = stirred(MemoryLayer(64, 1, rule)).bfloat16()
+    layer.gates.bias.data.fill_(50.0)
+    state = layer(torch.randn(1, 1, 64).bfloat16().expand(1, 1500, 64)).state
+    assert state.memory.dual[0].norm() < 100

@@ -8,11 +8,15 @@ import pytest
 import torch
 
 from fastweights.core.architecture import Matrix
-from fastweights.core.rule import Rule
+from fastweights.core.rule import Rule, beyond_defaults
+from fastweights.data.tokenizer import load_tokenizer
+from fastweights.inference.session import Session
 from fastweights.models import durable, pretrained
 from fastweights.models.config import ModelConfig
 from fastweights.models.language_model import LanguageModel
 from fastweights.models.pretrained import ModelFileError, list_models, load_model, model_info, save_model
+from fastweights.tasks.needle import Needle, match_all, question
+from fastweights.train.recipes import load_recipe
 
 CONFIG = ModelConfig(vocab_size=24, dim=16, depth=1, heads=2, wiring="lmm", rule=Rule(Matrix(), chunk_size=8))
 
@@ -134,3 +138,53 @@ def test_a_full_disk_leaves_the_old_model(
             save_model(LanguageModel(CONFIG), tmp_path / "m", tokenizer="", overwrite=True)
     assert load_model(tmp_path / "m").fingerprint() == fingerprint
     assert os.listdir(tmp_path) == ["m"]
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_model(
+    model: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_model(model, tmp_path / "m", tokenizer="")
+    rename = Path.rename
+
+    def refuse(self: Path, target: Path) -> Path:
+        if self.name.startswith(".writing-"):
+            raise OSError(5, "Input/output error")
+        return rename(self, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", refuse)
+        with pytest.raises(ModelFileError, match="Input/output error"):
+            save_model(LanguageModel(CONFIG), tmp_path / "m", tokenizer="", overwrite=True)
+    assert load_model(tmp_path / "m").fingerprint() == model.fingerprint()
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_a_folder_of_a_shipped_models_name_hides_it_from_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "needle").mkdir()
+    (tmp_path / "needle" / "config.json").write_text("{}")
+    assert model_info("needle").folder == pretrained.SHIPPED / "needle"
+    assert [info.name for info in list_models()] == ["needle"]
+    with pytest.raises(ModelFileError, match="is damaged"):
+        load_model("./needle")
+
+
+def test_the_shipped_model_is_small_and_answers() -> None:
+    info = model_info("needle")
+    assert info.parameters <= 5_000_000
+    assert sum(path.stat().st_size for path in info.folder.iterdir()) <= 20 * 2**20
+    assert info.config == load_recipe("needle").model
+    session = Session(load_model("needle"), load_tokenizer("bpe4096"))
+    needles = [Needle("quiet-harbor", "4071886"), Needle("green-lamp", "1930527")]
+    session.read(" It rained. ".join(["It was late.", *(needle.sentence for needle in needles), "It went on raining."]))
+    for needle in needles:
+        assert match_all(session.ask(question(needle), stop=(".",)).text, [needle.value]) == 1
+
+
+def test_fields_that_a_configuration_gains_do_not_change_what_a_model_is_called(model: LanguageModel) -> None:
+    known = {"kind", "vocab_size", "dim", "depth", "heads", "wiring", "rule"}
+    assert set(beyond_defaults(CONFIG)) <= known
+    assert beyond_defaults(CONFIG.rule) == {"kind": "Rule", "architecture": {"kind": "Matrix"}, "chunk_size": 8}
+    assert LanguageModel(ModelConfig(**{**CONFIG.__dict__, "window": 65})).fingerprint() != model.fingerprint()

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Mapping
 from dataclasses import replace
@@ -308,6 +309,30 @@ def test_a_run_can_start_from_a_model(tmp_path: Path) -> None:
     other = replace(config, model=replace(TINY_MODEL, depth=2))
     with pytest.raises(ConfigError, match="depth was 1 and is now 2"):
         train(other, tmp_path / "other")
+
+
+def test_a_run_can_start_from_a_run_that_was_stopped(tmp_path: Path) -> None:
+    first = train(short(2), tmp_path / "first")
+    shutil.rmtree(tmp_path / "first" / "model")
+    config = replace(short(1), start_from=str(tmp_path / "first"), optimiser=OptimiserConfig(lr=1e-9))
+    trained = train(config, tmp_path / "second").model
+    for ours, theirs in zip(first.model.parameters(), trained.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-7, rtol=1e-6)
+
+
+def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    for device in ("cuda:97", "teapot"):
+        with pytest.raises(ConfigError, match=f"there is no device '{device}' on this machine"):
+            train(replace(short(1), device=device), tmp_path / "run")
+
+
+def test_a_setting_that_a_run_knew_nothing_of_does_not_keep_it_from_going_on(tmp_path: Path) -> None:
+    train(short(2), tmp_path / "run")
+    path = tmp_path / "run" / "config.json"
+    facts = json.loads(path.read_text())
+    del facts["model"]["memory_head_dim"]
+    path.write_text(json.dumps(facts))
+    assert train(short(2), tmp_path / "run", resume=True).finished
 
 
 def test_the_state_is_carried_detached_from_segment_to_segment(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from fastweights.data.documents import novels, open_novel
 from fastweights.errors import UserError
-from fastweights.train.config import TrainConfig
+from fastweights.train.config import Probe, Stage, TrainConfig
 from fastweights.train.recipes import RecipeError, find_recipe, list_recipes, load_recipe
 
 GOOD = """
@@ -25,9 +26,23 @@ def recipe():
 
 
 @pytest.mark.parametrize("name", list_recipes())
-def test_every_recipe_gives_a_configuration_whose_first_step_exists(name: str) -> None:
+def test_every_recipe_gives_a_configuration_that_survives_json(name: str) -> None:
     config = load_recipe(name)
     assert TrainConfig.from_json(config.to_json()) == config
+
+
+@pytest.mark.parametrize("name", list_recipes())
+def test_every_batch_of_a_recipe_can_be_made(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One of each stage and probe; the books that a recipe reads are stood in for by a shipped novel."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "books").mkdir()
+    (tmp_path / "books" / "one.txt").write_text("".join(open_novel(novels()[0].name))[:200_000], encoding="utf-8")
+    config = load_recipe(name)
+    parts: list[Stage | Probe] = [*config.stages, *config.evaluation.probes]
+    for part in parts:
+        task = part.task or config.task
+        batch = task.batch(config.seed, 0, part.batch_size, part.length)
+        batch.check(part.batch_size, part.length, config.model.vocab_size)
 
 
 def test_a_recipe_file_may_bring_its_own_task(tmp_path: Path) -> None:

@@ -52,8 +52,10 @@ def memorize(
     from fastweights.inference.opening import open_model
     from fastweights.inference.session import Session
 
+    if not 0 <= save_every < float("inf"):
+        raise UserError(f"the seconds between two saves must be 0 or more, not {save_every}")
     sources = find_sources(paths)
-    check_output(output, resume=resume, force=force)
+    check_output(output, sources, resume=resume, force=force)
     opened = open_model(model)
     if resume:
         session = Session.load(output, opened.model, opened.tokenizer)

@@ -142,11 +142,13 @@ def demo(
     """
     from fastweights.data.text import find_sources
     from fastweights.evaluate.needle import make_documents, recall_needles
-    from fastweights.evaluate.picture import can_draw, draw_surprise
+    from fastweights.evaluate.picture import PICTURES, can_draw, draw_surprise
     from fastweights.inference.opening import open_model
 
     if not picture.absolute().parent.is_dir():
         raise UserError(f"the folder '{picture.parent}' for the picture does not exist")
+    if picture.suffix.lower() not in PICTURES:
+        raise UserError(f"the picture's name must end in {', '.join(PICTURES)}, not as '{picture}' does")
     made = make_documents(seed, documents, needles, find_sources(text) if text else None, "eval")
     opened = open_model(model)
     note(f"reading {documents} x {tokens:,} tokens with {needles} hidden in each, model {opened.name}")

@@ -233,6 +233,8 @@ class TextReader(Iterator[TextPiece]):
         path = self.source.path
         try:
             if path is None:
+                if sys.stdin is None:
+                    raise UserError("there is no standard input to read: name a file, or pipe a text in.")
                 yield from self._plain(sys.stdin.buffer)
                 return
             suffix = path.suffix.lower()

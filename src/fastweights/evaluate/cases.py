@@ -29,7 +29,8 @@ class Case(NamedTuple):
 
     Attributes:
         line: Its number, from 1.
-        key: SHA-256 of the line (and how many equal lines stood before it), by which its result is known.
+        key: SHA-256 of the line, size and date of its files (and how many equal cases stood before it), by which its
+            result is known.
         context: Text to read, or None where files are named.
         files: Files to read, one after the other.
         question: What to ask.
@@ -73,17 +74,24 @@ def read_cases(path: Path) -> Iterator[Case]:
         with path.open("rb") as file:
             for number, line in enumerate(file, start=1):
                 if line.strip():
-                    digest = hashlib.sha256(line.strip()).hexdigest()
+                    case = _case(line, number, path)
+                    digest = _digest(line, case.files)
                     seen[digest] += 1
-                    key = digest if seen[digest] == 1 else f"{digest} again {seen[digest]}"
-                    yield _case(line, number, key, path)
+                    yield case._replace(key=digest if seen[digest] == 1 else f"{digest} again {seen[digest]}")
     except OSError as error:
         raise UserError(f"cannot read the cases '{path}': {(error.strerror or str(error)).lower()}") from error
     if not seen:
         raise UserError(f"'{path}' holds no cases: each line is a JSON object with {', '.join(_FIELDS)}")
 
 
-def _case(line: bytes, number: int, key: str, path: Path) -> Case:
+def _digest(line: bytes, sources: Sequence[Source]) -> str:
+    """What a case is known by: its line, and size and date of the files that it names."""
+    stamps = [source.path.stat() for source in sources if source.path is not None]
+    dated = "".join(f" {stamp.st_size} {stamp.st_mtime_ns}" for stamp in stamps)
+    return hashlib.sha256(line.strip()).hexdigest() + dated
+
+
+def _case(line: bytes, number: int, path: Path) -> Case:
     def refuse(reason: str) -> UserError:
         return UserError(f"line {number} of '{path}' is not a case: {reason}")
 
@@ -111,7 +119,8 @@ def _case(line: bytes, number: int, key: str, path: Path) -> Case:
         raise refuse(str(error)) from error
     if any(source.size is None for source in sources):
         raise refuse("its context_files must be files that can be read more than once")
-    return Case(number, key, context, tuple(sources), data["question"], answers)
+    answers = tuple(answer.strip() for answer in answers)
+    return Case(number, "", context, tuple(sources), data["question"], answers)
 
 
 def _texts_in(value: Any) -> tuple[str, ...]:
@@ -274,9 +283,10 @@ class _Ledger:
             raise UserError(f"cannot read '{self.path}': {(error.strerror or str(error)).lower()}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(other) from error
-        if not known or not set(results) <= set(self.keys):
+        lines, here = ({key.split()[0] for key in keys} for keys in (results, self.keys))
+        if not known or not lines <= here:
             raise UserError(other)
         for name, value in self.facts.items():
             if name != "model" and found.get(name) != value:
                 raise UserError(f"'{self.path}' holds results with another {name}: choose another file")
-        self.results = results
+        self.results = {key: result for key, result in results.items() if key in set(self.keys)}

@@ -10,6 +10,9 @@ import numpy as np
 from fastweights.errors import UserError
 from fastweights.evaluate.needle import NeedleResult
 
+PICTURES = (".png", ".svg", ".pdf")
+"""What the name of a picture may end in."""
+
 _MOST_DOCUMENTS = 8
 
 

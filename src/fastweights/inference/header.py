@@ -119,7 +119,7 @@ class Health:
         norms: Frobenius norm of the fast weights by layer, one number per row; None where it is not finite.
         non_finite: Numbers of the state that are not finite; 0 in a healthy memory.
         rejected: Per row, tokens that a layer left out because a key, value, gate or gradient was not finite.
-        surprise: Quantiles of the surprise by level ("0.5" is the median), one number per row, good to 3 %.
+        surprise: Quantiles of the surprise by level ("0.5" is the median), one number per row, good to 5 %.
     """
 
     norms: dict[str, tuple[float | None, ...]]

@@ -62,13 +62,15 @@ class Outcome(NamedTuple):
     finished: bool
 
 
-def check_output(path: Path, *, resume: bool, force: bool) -> None:
-    """Find out before hours of reading whether the result could not be written.
+def check_output(path: Path, sources: Sequence[Source], *, resume: bool, force: bool) -> None:
+    """Find out before hours of reading whether the result could not be written, or would overwrite what is read.
 
     Raises:
-        MemoryFileError: The file exists and may not be overwritten, is missing where it should be resumed, or its
-            folder cannot be written to.
+        MemoryFileError: The file is one of the sources, exists and may not be overwritten, is missing where it should
+            be resumed, or its folder cannot be written to.
     """
+    if path.exists() and any(source.path is not None and source.path.samefile(path) for source in sources):
+        raise MemoryFileError(f"'{path}' is among the texts to read: give the memory another name")
     if resume and force:
         raise MemoryFileError("resuming and forcing contradict each other: go on with the file, or overwrite it")
     if resume and not path.exists():
@@ -87,8 +89,8 @@ def check_output(path: Path, *, resume: bool, force: bool) -> None:
 def remaining(session: Session, sources: Sequence[Source], note: Note) -> list[Source]:
     """Which of `sources` a session that has read some of them before still has to read.
 
-    A source is known by its name. One that was read to its end is passed over once it has been shown to be unchanged;
-    one that was not is the first of the rest.
+    A source is known by its name. One that was read to its end is passed over once it has been shown to be unchanged,
+    and so is a file of another name with the same text; one that was not read to its end is the first of the rest.
 
     Raises:
         UserError: A source has changed since it was read, or the one that was left off is not among `sources`.
@@ -102,6 +104,11 @@ def remaining(session: Session, sources: Sequence[Source], note: Note) -> list[S
             raise UserError(f"'{record.name}' has changed since it was read: give it another name, or start anew")
         note(f"'{record.name}' has been read already")
         rest.remove(again)
+    texts = {record.sha256: record.name for record in records if record.complete}
+    for source in [source for source in rest if texts and source.path is not None]:
+        if (name := texts.get(_sha256(source))) is not None:
+            note(f"'{source.name}' has been read already, as '{name}'")
+            rest.remove(source)
     unfinished = session.unfinished
     if unfinished is None:
         return rest
@@ -126,9 +133,9 @@ def memorize(
 
     A line break is put in front of each source but the first, so that every source begins a line.
 
-    An interrupt (Ctrl-C) ends the reading, and what was read is saved. A source that turns out to be unreadable is
-    taken back whole; what was read before it is saved and the error passed on. Where saving fails on the way, it is
-    tried again later.
+    An interrupt (Ctrl-C) ends the reading, and what was read is saved; where that is nothing, it is passed on. A source
+    that turns out to be unreadable is taken back whole; what was read before it is saved and the error passed on. Where
+    saving fails on the way, it is tried again later.
 
     Args:
         session: One row; where it has an unfinished source, that is the first of `sources`.
@@ -148,6 +155,8 @@ def memorize(
             before = session.snapshot()
             reader.read(source)
     except KeyboardInterrupt:
+        if not reader.tokens:
+            raise  # nothing new is known, and a file that was there is worth more
         finished = False
     except UserError:
         session.rollback(before)

@@ -307,6 +307,8 @@ class Session:
             UserError: An empty prompt, more than one row, or a value outside its range.
         """
         self._require_one_row("a fork of one row, as in fork([0]),")
+        if not 0 <= seed < 2**63:
+            raise UserError(f"the seed must lie in [0, 2**63), not {seed}")
         sampling, generator = Sampling(temperature, top_p), torch.Generator().manual_seed(seed)
         ids = self.tokenizer.encode_array(prompt)
         if not len(ids):

@@ -135,8 +135,9 @@ class SlidingWindowAttention(StreamLayer[AttentionState]):
         q, k, v = self.heads.project(x)
         keys, values = torch.cat([state.keys.to(k.dtype), k], 2), torch.cat([state.values.to(v.dtype), v], 2)
         y = self.heads.merge(self._attend_blocks(q, keys, values, layout))
-        last = (self._last(whole, layout).to(old.dtype) for whole, old in ((keys, state.keys), (values, state.values)))
-        return Reading(y, AttentionState(*last, layout.end.clone()))
+        last_keys = self._last(keys, layout).to(state.keys.dtype)
+        last_values = self._last(values, layout).to(state.values.dtype)
+        return Reading(y, AttentionState(last_keys, last_values, layout.end.clone()))
 
     def _attend_blocks(self, q: Tensor, keys: Tensor, values: Tensor, layout: Layout) -> Tensor:
         """Cuts the queries into blocks; a block sees itself and the window before it."""

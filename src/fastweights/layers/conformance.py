@@ -112,7 +112,7 @@ def check_layer(
     def narrow() -> Verdict:
         return narrow_reading(copy.deepcopy(tested).bfloat16()(draw(2, max(lengths), 5).bfloat16()))
 
-    own = {
+    own: dict[str, Callable[[], Verdict]] = {
         "8 bfloat16, memory in float32": narrow,
         "8 non-finite tokens": partial(unsound, tested, draw(2, max(lengths), 6)),
         "10 one graph": lambda: compiles(*_mix_arguments(tested, draw(2, 5, 4)), EXACT),

@@ -192,13 +192,13 @@ def _write(model: LanguageModel, folder: Path, tokenizer: str, card: str) -> Non
 
 
 def _find(name: str | Path) -> Path:
-    """The folder of a shipped model or of a model at a path; a folder wins over a shipped model of equal name."""
+    """The folder of a shipped model or of a model at a path; for a folder of a shipped model's name say ``./name``."""
     folder = Path(name)
+    shipped = _shipped_names()
+    if isinstance(name, str) and name in shipped:
+        return SHIPPED / name
     if (folder / CONFIG).is_file():
         return folder
-    shipped = _shipped_names()
-    if str(name) in shipped:
-        return SHIPPED / str(name)
     if folder.exists():
         raise ModelFileError(f"{folder} is not a model: it holds no {CONFIG}")
     near = difflib.get_close_matches(str(name), shipped, n=1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -91,8 +92,11 @@ class OptimiserConfig:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
-        _require(self.lr > 0, f"optimiser.lr must be above 0, not {self.lr}")
+        _require(0 < self.lr < math.inf, f"optimiser.lr must be above 0 and finite, not {self.lr}")
         _require(all(0 <= b < 1 for b in self.betas), f"optimiser.betas must lie in [0, 1), not {self.betas}")
+        _require(0 < self.eps < math.inf, f"optimiser.eps must be above 0 and finite, not {self.eps}")
+        decay = self.weight_decay
+        _require(0 <= decay < math.inf, f"optimiser.weight_decay must be 0 or more and finite, not {decay}")
         _require(self.warmup_steps >= 0, f"optimiser.warmup_steps must not be negative, not {self.warmup_steps}")
         fraction = self.final_fraction
         _require(0 <= fraction <= 1, f"optimiser.final_fraction must lie in [0, 1], not {fraction}")
@@ -133,7 +137,7 @@ class PriceConfig:
     end: float = 0.7
 
     def __post_init__(self) -> None:
-        _require(self.value >= 0, f"price.value must not be negative, not {self.value}")
+        _require(0 <= self.value < math.inf, f"price.value must be 0 or more and finite, not {self.value}")
         inside = 0 <= self.start <= self.end <= 1
         _require(inside, f"price.start and price.end must satisfy 0 <= start <= end <= 1, not {self.start}, {self.end}")
 
@@ -228,7 +232,8 @@ class TrainConfig:
         compile: let torch.compile fuse the model (needs a C++ compiler; without one the run goes on eagerly).
         device: a torch device, such as ``cpu`` or ``cuda``.
         threads: torch threads, 0 for torch's choice. Bit-identical results need equal numbers of threads.
-        start_from: name or folder of a model whose weights to start from; empty for fresh weights.
+        start_from: name or folder of a model, or folder of a run (its newest checkpoint), whose weights to start from;
+            empty for fresh weights.
         log_every: steps per line of ``log.jsonl``.
     """
 
@@ -252,7 +257,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _require(len(self.stages) >= 1, "a training run needs at least one stage")
-        _require(self.seed >= 0, f"seed must not be negative, not {self.seed}")
+        _require(0 <= self.seed < 2**63, f"seed must lie in [0, 2**63), not {self.seed}")
         _require(self.threads >= 0, f"threads must not be negative, not {self.threads}")
         last = self.model.depth - 1
         _require(self.hint.block <= last, f"hint.block must be at most {last}, the last block, not {self.hint.block}")

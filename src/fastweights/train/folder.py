@@ -104,7 +104,8 @@ def _show(value: Any) -> str:
 
 def _refuse_other_settings(folder: Path, config: TrainConfig) -> None:
     try:
-        before = json.loads((folder / CONFIG).read_bytes())
+        # Through the classes, so that a setting of which the run knew nothing yet has its default.
+        before = json.loads(TrainConfig.from_json((folder / CONFIG).read_text(encoding="utf-8")).to_json())
     except (OSError, ValueError) as error:
         raise RunFolderError(f"{folder / CONFIG} cannot be read, so the run cannot be resumed: {error}") from error
     changed = difference(before, json.loads(config.to_json()))

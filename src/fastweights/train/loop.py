@@ -12,7 +12,7 @@ import torch
 from fastweights.models.language_model import LanguageModel
 from fastweights.models.pretrained import save_model
 from fastweights.train.checkpoint import save_checkpoint
-from fastweights.train.config import TrainConfig
+from fastweights.train.config import ConfigError, TrainConfig
 from fastweights.train.feed import Feed
 from fastweights.train.folder import CHECKPOINTS, LOG, MODEL, open_run
 from fastweights.train.records import LogFile, StepRecord
@@ -111,9 +111,17 @@ def _finish(run: Run, folder: Path, note: OnNote) -> RunResult:
     return RunResult(folder, run.step, True, run.metrics, model, folder / MODEL)
 
 
+def _require_device(name: str) -> None:
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"there is no device {name!r} on this machine: set device=cpu, or another that is") from error
+
+
 @contextlib.contextmanager
 def _torch_settings(config: TrainConfig) -> Iterator[None]:
     """Threads as configured and a random state of the run's own; both are put back afterwards."""
+    _require_device(config.device)
     threads = torch.get_num_threads()
     devices = [torch.device(config.device)] if torch.device(config.device).type == "cuda" else []
     if config.threads:

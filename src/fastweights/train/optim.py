@@ -10,12 +10,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fastweights.errors import UserError
+from fastweights.errors import FastweightsError
 from fastweights.models.language_model import LanguageModel
 from fastweights.train.config import OptimiserConfig, PriceConfig, SkipConfig
 
 
-class TrainingStopped(UserError):
+class TrainingStopped(FastweightsError):
     """Training cannot go on; the message says what happened and what to try."""
 
 

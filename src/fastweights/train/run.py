@@ -10,6 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,11 +24,11 @@ from fastweights.models.language_model import (
     flatten_state,
     unflatten_state,
 )
-from fastweights.models.pretrained import load_model, persistent_buffers
+from fastweights.models.pretrained import list_models, load_model, persistent_buffers
 from fastweights.train.checkpoint import Checkpoint, CheckpointError
 from fastweights.train.config import ConfigError, Place, TrainConfig
 from fastweights.train.feed import Feed
-from fastweights.train.folder import difference
+from fastweights.train.folder import CHECKPOINTS, difference, model_from_run
 from fastweights.train.loss import (
     AnswerCounts,
     GateUse,
@@ -301,12 +302,20 @@ def build_model(config: TrainConfig) -> LanguageModel:
     """
     if not config.start_from:
         return LanguageModel(config.model, config.recompute)
-    model = load_model(config.start_from, dtype=torch.float32)
+    model = _starting_model(config.start_from)
     model.recompute = config.recompute
     changed = difference(json.loads(model.config.to_json()), json.loads(config.model.to_json()))
     if changed:
         raise ConfigError(f"the model {config.start_from} cannot be the start of this run: {changed}")
     return model
+
+
+def _starting_model(name: str) -> LanguageModel:
+    """A model by name or folder, or the newest of a run, which may have been stopped before its end."""
+    shipped = name in [info.name for info in list_models()]
+    if not shipped and (Path(name) / CHECKPOINTS).is_dir():
+        return model_from_run(name)
+    return load_model(name, dtype=torch.float32)
 
 
 def _random_states(device: torch.device) -> dict[str, Tensor]:
