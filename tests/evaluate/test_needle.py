@@ -30,6 +30,9 @@ FIELDS = [
     "state_bytes_start",
     "state_bytes_end",
     "peak_rss_bytes",
+    "largest_norm",
+    "non_finite",
+    "rejected",
 ]
 
 
@@ -89,6 +92,8 @@ def test_a_reading_tells_everything(model: Any, tokenizer: Any) -> None:
     assert list(result.to_dict()) == FIELDS
     assert result.state_bytes_start == result.state_bytes_end > 0
     assert result.peak_rss_bytes > 10**7
+    assert result.largest_norm == max(step.norm for step in seen) > 0
+    assert (result.non_finite, result.rejected) == (0, 0)
     assert 2900 < seen[-1].tokens <= 3000
     assert result.tokens_per_second > 0
     assert len(result.curves) == 2

@@ -17,7 +17,7 @@ ANSWERS = (
     Found(0, 0.0, 3, "quiet-harbor", "1234567", "1234567", True),
     Found(1, 50.0, 51, "loud-anchor", "7654321", "no", False),
 )
-RESULT = NeedleResult(100, 2, 1, ANSWERS, 1.0, 200.0, 64, 64, 10**8, (CURVE, CURVE))
+RESULT = NeedleResult(100, 2, 1, ANSWERS, 1.0, 200.0, 64, 64, 10**8, 1.5, 0, 0, (CURVE, CURVE))
 
 
 def test_a_picture_is_written(tmp_path: Path) -> None:

@@ -81,6 +81,9 @@ class NeedleResult(NamedTuple):
         state_bytes_start: Size of the memory of all documents before the first token.
         state_bytes_end: The same after the last one.
         peak_rss_bytes: Largest size of this process so far.
+        largest_norm: Largest Frobenius norm of all fast weights of a document while reading, the mean over documents.
+        non_finite: Numbers of the memories that are not finite after the last token.
+        rejected: Tokens that some layer left out as not finite.
         curves: Surprise along each document.
     """
 
@@ -93,6 +96,9 @@ class NeedleResult(NamedTuple):
     state_bytes_start: int
     state_bytes_end: int
     peak_rss_bytes: int
+    largest_norm: float
+    non_finite: int
+    rejected: int
     curves: tuple[SurpriseCurve, ...]
 
     @property
@@ -112,6 +118,9 @@ class NeedleResult(NamedTuple):
             "state_bytes_start": self.state_bytes_start,
             "state_bytes_end": self.state_bytes_end,
             "peak_rss_bytes": self.peak_rss_bytes,
+            "largest_norm": round(self.largest_norm, 4),
+            "non_finite": self.non_finite,
+            "rejected": self.rejected,
         }
 
 
@@ -181,9 +190,17 @@ def recall_needles(
         Tokens(_stream(document, tokenizer, tokens, marks)) for document, marks in zip(documents, places, strict=True)
     ]
     names = [f"document {index}" for index in range(len(documents))]
+    norms = [0.0]
+
+    def watch(step: Progress) -> None:
+        norms[0] = max(norms[0], step.norm)
+        if on_progress is not None:
+            on_progress(step)
+
     start, began = session.state_bytes(), time.monotonic()
-    read = session.read_rows(streams, names=names, on_progress=on_progress)
+    read = session.read_rows(streams, names=names, on_progress=watch)
     seconds = time.monotonic() - began
+    health = session.health()
     answers = _ask(session, documents, places)
     return NeedleResult(
         tokens=tokens,
@@ -195,6 +212,9 @@ def recall_needles(
         state_bytes_start=start,
         state_bytes_end=session.state_bytes(),
         peak_rss_bytes=peak_rss_bytes(),
+        largest_norm=norms[0],
+        non_finite=health.non_finite,
+        rejected=sum(health.rejected),
         curves=tuple(session.curve(row) for row in range(len(documents))),
     )
 
