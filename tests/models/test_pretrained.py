@@ -188,3 +188,10 @@ def test_fields_that_a_configuration_gains_do_not_change_what_a_model_is_called(
     assert set(beyond_defaults(CONFIG)) <= known
     assert beyond_defaults(CONFIG.rule) == {"kind": "Rule", "architecture": {"kind": "Matrix"}, "chunk_size": 8}
     assert LanguageModel(ModelConfig(**{**CONFIG.__dict__, "window": 65})).fingerprint() != model.fingerprint()
+
+
+def test_what_was_measured_is_the_shipped_model() -> None:
+    """The numbers of README and of the model card come from results/needle.json."""
+    measured = json.loads((Path(__file__).parents[2] / "results" / "needle.json").read_text(encoding="utf-8"))
+    assert measured["model"] == "needle"
+    assert measured["fingerprint"] == load_model("needle").fingerprint()
