@@ -26,8 +26,6 @@ def recipe() -> TrainConfig:
         start_from="runs/needle_many",
         seed=3,
         stages=(Stage(steps=140, length=4096, batch_size=2, task=sparse),),
-        optimiser=OptimiserConfig(
-            lr=8e-4, betas=(0.9, 0.98), weight_decay=0.01, warmup_steps=10, final_fraction=0.02
-        ),
+        optimiser=OptimiserConfig(lr=8e-4, betas=(0.9, 0.98), weight_decay=0.01, warmup_steps=10, final_fraction=0.02),
         price=PriceConfig(value=3.0, start=0.0, end=0.0),
     )
