@@ -1,6 +1,7 @@
-"""Puts a trained model into the package, with a model card written from the record of the runs that made it.
+r"""Puts a trained model into the package, with a model card written from the record of the runs that made it.
 
-    python recipes/ship_model.py runs/needle runs/needle_long runs/needle_many runs/needle_quiet [--results results/needle.json]
+    python recipes/ship_model.py runs/needle runs/needle_long runs/needle_many runs/needle_quiet \
+        [--results results/needle.json]
 
 The last run holds the model. The card holds what each run's configuration and log say, and the recall measured by
 benchmarks/needle_curve.py where a results file is given.
@@ -32,7 +33,7 @@ books and in noise. It was trained for this alone and knows nothing else.
 | tokenizer | {tokenizer} |
 {training}
 | data | sentences of 89 public-domain novels (ELTeC-eng, DOI 10.5281/zenodo.3462536) and RULER's noise, with needles |
-| recipes | `recipes/needle.py`, then `recipes/needle_long.py`, then `recipes/needle_many.py` and `recipes/needle_quiet.py` |
+| recipes | in `recipes/`: `needle.py`, then `needle_long.py`, `needle_many.py` and `needle_quiet.py` |
 
 Last line of the training log: {last}
 
