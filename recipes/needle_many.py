@@ -21,14 +21,13 @@ def recipe() -> TrainConfig:
     task = second.task
     assert isinstance(task, NeedleTask)
     crowded = replace(task, mix=replace(task.mix, min_needles=6, max_needles=12, questions=10))
-    mixed = replace(task, mix=replace(task.mix, max_needles=12, questions=10))
     return replace(
         second,
         start_from="runs/needle_long",
         seed=2,
         stages=(
             Stage(steps=240, length=1024, batch_size=6, task=crowded),
-            Stage(steps=60, length=2048, batch_size=4, task=mixed),
+            Stage(steps=60, length=2048, batch_size=4, task=second.stages[-1].task),
         ),
         optimiser=OptimiserConfig(
             lr=1.2e-3, betas=(0.9, 0.98), weight_decay=0.01, warmup_steps=20, final_fraction=0.02

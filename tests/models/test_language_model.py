@@ -201,3 +201,16 @@ def test_a_model_that_starts_by_copying_reads_and_trains(wiring: str) -> None:
         mixer = block.get_submodule("mixer")
         if isinstance(mixer, MAC):
             assert torch.equal(mixer.recall.query.weight, mixer.memory.qkv.weight[:16])
+
+
+def test_a_compiled_model_goes_on_eagerly_after_the_limit_of_graphs() -> None:
+    model = LanguageModel(config("mal"))
+    ids = torch.randint(0, 50, (1, 7))
+    want = model(ids).logits
+
+    def refuse(*arguments: object) -> Any:
+        raise torch._dynamo.exc.FailOnRecompileLimitHit
+
+    model._mix = refuse
+    assert torch.equal(model(ids).logits, want)
+    assert model._mix is Block.mix
