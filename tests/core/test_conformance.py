@@ -181,16 +181,17 @@ def test_a_clip_that_is_missing_on_one_tier_is_seen(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_anchor_taken_anew_in_every_call_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def eager(memory: Any, initial: Any, fresh: Any, reset: Any, aligned: bool) -> Any:
-        return gradient.open_chunk(memory, initial, torch.ones_like(fresh), reset, aligned)
+    def eager(memory: Any, initial: Any, fresh: Any, reset: Any) -> Any:
+        return gradient.open_chunk(memory, initial, None, reset)
 
     monkeypatch.setattr(dual, "open_chunk", eager)
     assert failed(SMALL, 1, 3) == {1, 3}
 
 
 def test_an_anchor_never_taken_anew_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    def stale(memory: Any, initial: Any, fresh: Any, reset: Any, aligned: bool) -> Any:
-        return gradient.open_chunk(memory, initial, torch.zeros_like(fresh), reset, False)
+    def stale(memory: Any, initial: Any, fresh: Any, reset: Any) -> Any:
+        never = torch.zeros(len(next(iter(memory.dual.values()))), dtype=torch.bool)
+        return gradient.open_chunk(memory, initial, never, reset)
 
     monkeypatch.setattr(dual, "open_chunk", stale)
     assert failed(SMALL, 1) == {1}
@@ -212,7 +213,7 @@ def test_documents_that_run_on_are_seen(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(
         dual,
         "open_chunk",
-        lambda memory, initial, fresh, reset, aligned: gradient.open_chunk(memory, initial, fresh, None, aligned),
+        lambda memory, initial, fresh, reset: gradient.open_chunk(memory, initial, fresh, None),
     )
     assert failed(SMALL, 1, 5) == {1, 5}
 

@@ -1,18 +1,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import pytest
 import torch
 from tests.layers.wirings import RULES, WIRINGS, config
-from torch._dynamo.backends.debugging import aot_eager
 
 from fastweights.core.properties import tensors
 from fastweights.errors import UserError
-from fastweights.layers.blocks import Block
 from fastweights.layers.conformance import memories, stirred
 from fastweights.layers.context import MAC
 from fastweights.models.language_model import LanguageModel, detach_state, flatten_state, unflatten_state
@@ -153,41 +149,6 @@ def test_a_state_of_other_rows_is_refused() -> None:
         model(tokens(2, 4), model.init_state(3))
 
 
-@TRACING
-@pytest.mark.parametrize(("wiring", "rule"), [("mac", "titans"), ("mag", "titans_linear")])
-def test_twelve_compiled_blocks_make_two_graphs(wiring: str, rule: str) -> None:
-    """One for the prompt and one for single tokens, wherever in a chunk, a segment or a window they stand."""
-    model, ids = stirred(LanguageModel(replace(config(wiring, rule), depth=12))), tokens(2, 8)
-    graphs = []
-
-    def counting(graph: Any, inputs: Any) -> Callable[..., Any]:
-        graphs.append(graph)
-        return aot_eager(graph, inputs)
-
-    torch.compiler.reset()
-    fast = copy.deepcopy(model)
-    fast._mix = torch.compile(Block.mix, fullgraph=True, backend=counting)
-    with torch.no_grad():
-        got, want = fast(ids), model(ids)
-        for t in range(10):
-            torch.testing.assert_close(got.logits, want.logits)
-            token = ids[:, t % 8, None]
-            got, want = fast(token, got.state), model(token, want.state)
-    torch.compiler.reset()
-    assert len(graphs) == 2
-
-
-def test_a_backend_that_does_not_work_leaves_the_model_eager() -> None:
-    model = model_of("lmm")
-
-    def broken(graph: Any, inputs: Any) -> Callable[..., Any]:
-        raise RuntimeError("no compiler here")
-
-    assert not model.compile_blocks(broken)
-    assert model._mix is Block.mix
-    torch.compiler.reset()
-
-
 def test_rules_of_every_tier_are_tried() -> None:
     assert {rule.tier for rule in RULES.values()} == {"dual", "delta"}
 
@@ -201,16 +162,3 @@ def test_a_model_that_starts_by_copying_reads_and_trains(wiring: str) -> None:
         mixer = block.get_submodule("mixer")
         if isinstance(mixer, MAC):
             assert torch.equal(mixer.recall.query.weight, mixer.memory.qkv.weight[:16])
-
-
-def test_a_compiled_model_goes_on_eagerly_after_the_limit_of_graphs() -> None:
-    model = LanguageModel(config("mal"))
-    ids = torch.randint(0, 50, (1, 7))
-    want = model(ids).logits
-
-    def refuse(*arguments: object) -> Any:
-        raise torch._dynamo.exc.FailOnRecompileLimitHit
-
-    model._mix = refuse
-    assert torch.equal(model(ids).logits, want)
-    assert model._mix is Block.mix

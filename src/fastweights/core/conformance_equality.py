@@ -143,7 +143,7 @@ def inner_gradients(rule: Rule, key_dim: int, value_dim: int, seeds: int = 3) ->
         norm = torch.stack([g.square().sum((-1, -2)) for g in want.values()]).sum(0).sqrt()
         clip = float(norm.median())
         for bound in (None, clip):
-            got = chunk_gradients(replace(rule, clip=bound), anchor, k, v, surprise=True)
+            got = chunk_gradients(replace(rule, clip=bound), anchor, k, v, careful=True)
             share = torch.ones_like(norm) if bound is None else (bound / norm).clamp_max(1.0)
             for name in names:
                 formed = got.deltas[name].unsqueeze(-1) * got.inputs[name].unsqueeze(-2)

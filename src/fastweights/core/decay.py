@@ -12,10 +12,14 @@ multiplications, so gates of exactly 0 and 1 are exact, nothing is divided and n
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastweights.core.compiled import piece
 
 NEGLIGIBLE = 1e-20
 """Products of gates below this are taken for 0."""
@@ -47,7 +51,30 @@ class Coefficients(NamedTuple):
 
 
 def products(gate: Tensor) -> Tensor:
-    """``P[..., t, s] = gate_{s+1} ... gate_t`` for t >= s, else 0; from ``gate [..., W]``. Cost O(W^2)."""
+    """``P[..., t, s] = gate_{s+1} ... gate_t`` for t >= s, else 0; from ``gate [..., W]``. Cost O(W^2).
+
+    Its outer gradient costs one product of W x W matrices. First-order only.
+    """
+    return _Products.apply(gate)
+
+
+class _Products(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor) -> Tensor:
+        result = _by_doubling(gate)
+        ctx.save_for_backward(result)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        """``P[t, s]`` moves with ``gate_r`` by ``P[t, r] P[r-1, s]``, for s < r <= t: nothing is divided by a gate."""
+        (result,) = ctx.saved_tensors
+        through = result.transpose(-1, -2) @ grad
+        return F.pad((through[..., 1:, :] * result[..., :-1, :]).sum(-1), (1, 0))
+
+
+def _by_doubling(gate: Tensor) -> Tensor:
     width = gate.shape[-1]
     result = torch.ones_like(gate).unsqueeze(-1)
     blocks = gate.unsqueeze(-1)
@@ -66,11 +93,11 @@ def products(gate: Tensor) -> Tensor:
         blocks = blocks.reshape(*blocks.shape[:-2], padded // (2 * size), 2 * size)
         size *= 2
     result = result[..., 0, :width, :width]
-    # Products this small change nothing, but as subnormal numbers they would slow every later product tenfold. An exact
-    # zero stays as it is: its gradient is the product of the other gates.
-    return result.masked_fill((result.abs() < NEGLIGIBLE) & (result != 0), 0.0)
+    # Products this small change nothing, but as subnormal numbers they would slow every later product tenfold.
+    return torch.where(result.abs() < NEGLIGIBLE, 0.0, result)
 
 
+@piece
 def coefficients(lr: Tensor, momentum: Tensor | None, retain: Tensor | None, real: Tensor | None) -> Coefficients:
     """Coefficients of every piece at once from gates ``[..., W]``; ``real`` is True where a slot holds a token.
 
@@ -92,13 +119,16 @@ def coefficients(lr: Tensor, momentum: Tensor | None, retain: Tensor | None, rea
         write = decay * lr.unsqueeze(-2)
         return Coefficients(carry, None, write, carry[..., -1:, :], None, write[..., -1, :, None], None, None)
     past = products(momentum)
-    fading = past[..., :, 0] * momentum[..., :1]
+    # What is left, at slot s, of the momentum at the start is past[s, 0] times the first gate.
+    first = momentum[..., :1].unsqueeze(-1)
     taken = decay if real is None else decay * real.unsqueeze(-2).to(decay.dtype)
-    inertia = taken @ fading.unsqueeze(-1)
-    write = (taken @ past) * lr.unsqueeze(-2)
+    weighed = taken @ past
+    inertia = weighed[..., :, :1] * first
+    write = weighed * lr.unsqueeze(-2)
     push = (past[..., -1, :] * lr).unsqueeze(-1)
+    fade = past[..., -1:, :1] * first
     end = carry[..., -1:, :], inertia[..., -1:, :], write[..., -1, :, None]
-    return Coefficients(carry, inertia, write, *end, fading[..., -1:, None], push)
+    return Coefficients(carry, inertia, write, *end, fade, push)
 
 
 def before(c: Coefficients) -> Coefficients:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fastweights.core.bias import Affine
 from fastweights.core.decay import Coefficients, before, coefficients
-from fastweights.core.gradient import Chunks, Felt, Memory, Outcome, Weights, all_bounded, open_chunk
+from fastweights.core.gradient import Chunks, Felt, Memory, Outcome, Weights, gradient_bound, open_chunk
 from fastweights.core.rule import Rule
 
 BLOCK = 64
@@ -40,7 +40,8 @@ def run_delta(rule: Rule, chunks: Chunks, memory: Memory, initial: Weights, surp
         shifted = None if earlier.inertia is None else earlier.inertia * decay
         earlier = earlier._replace(carry=earlier.carry * decay, inertia=shifted, write=earlier.write * decay)
     path, memory = _walk(plan, _solve(affine, earlier, k, v), k, chunks.reset, memory, initial)
-    if not torch.compiler.is_compiling() and not all_bounded({"matrix": k}, {"matrix": path.errors}):
+    bound = gradient_bound({"matrix": k}, {"matrix": path.errors})
+    if not torch.compiler.is_compiling() and not bool(torch.isfinite(bound)):
         return None
     y = _apply(plan if rule.read == "after" else before(plan), chunks.q, k, path)
     if not surprise:
@@ -94,7 +95,7 @@ def _walk(
     duals, momenta, errors = [], [], []
     for n, error in enumerate(constants):
         if reset is not None:
-            memory = open_chunk(memory, initial, reset[n], reset[n], True)
+            memory = open_chunk(memory, initial, None, reset[n])
         a = memory.dual["matrix"]
         duals.append(a)
         if with_dual is not None:

@@ -11,14 +11,20 @@ Cost per chunk and head: O(W^2 (inputs + outputs) + W inputs outputs) per map.
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import cycle
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from fastweights.core.architecture import Linear
+from fastweights.core.compiled import piece
 from fastweights.core.decay import Coefficients, before, coefficients
 from fastweights.core.fused import read_product, write_product
 from fastweights.core.gradient import (
     Chunks,
+    Felt,
     Gradients,
     Memory,
     Outcome,
@@ -26,38 +32,79 @@ from fastweights.core.gradient import (
     chunk_gradients,
     gather_felt,
     open_chunk,
+    trust_first,
 )
 from fastweights.core.rule import Rule
 
 
 def run_dual(rule: Rule, chunks: Chunks, memory: Memory, initial: Weights, surprise: bool) -> Outcome:
     """Runs a rule over its chunks; see :func:`fastweights.core.engine.run`."""
-    maps = list(memory.dual)
-    plans = [_unbind(plan) for plan in _plans(chunks, len(maps))]
-    answers, felt = [], []
-    resets = [None] * len(chunks.q) if chunks.reset is None else chunks.reset.unbind(0)
-    inputs = zip(chunks.q.unbind(0), chunks.k.unbind(0), chunks.v.unbind(0), chunks.lr.unbind(0), strict=True)
-    for n, (q, k, v, lr) in enumerate(inputs):
-        memory = open_chunk(memory, initial, chunks.fresh[n], resets[n], chunks.aligned)
-        plan = dict(zip(maps, [p[n] for p in plans], strict=True))
-        gradients = None
-        if surprise or not _nothing_to_write(lr):
-            gradients = chunk_gradients(rule, memory.anchor, k, v, surprise)
-        answers.append(_answer(rule, memory, gradients, plan, q))
-        memory = _advance(memory, gradients, plan)
-        felt.append(None if gradients is None else gradients.felt)
-    return Outcome(torch.stack(answers), memory, gather_felt(felt))
+    inputs = _inputs(chunks, len(memory.dual))
+    return trust_first(partial(_run, rule, inputs, memory, initial, _writing(chunks, surprise)), surprise)
 
 
-def _nothing_to_write(lr: Tensor) -> bool:
+class _Inputs(NamedTuple):
+    """One chunk of :class:`Chunks`; ``plans``: coefficients of each map, or one for all."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    plans: tuple[Coefficients, ...]
+    reset: Tensor | None
+    fresh: Tensor | None
+
+
+class _Step(NamedTuple):
+    """A chunk's answers ``[G, W, V]``, the memory after it, and its :class:`Gradients`' ``felt`` and ``bound``."""
+
+    y: Tensor
+    memory: Memory
+    felt: Felt | None
+    bound: Tensor | None
+
+
+def _inputs(chunks: Chunks, maps: int) -> list[_Inputs]:
+    plans = zip(*[_unbind(plan) for plan in _plans(chunks, maps)], strict=True)
+    nothing = [None] * len(chunks.q)
+    resets = nothing if chunks.reset is None else chunks.reset.unbind(0)
+    fresh = nothing if chunks.fresh is None else chunks.fresh.unbind(0)
+    parts = chunks.q.unbind(0), chunks.k.unbind(0), chunks.v.unbind(0), plans, resets, fresh
+    return [_Inputs(*part) for part in zip(*parts, strict=True)]
+
+
+def _writing(chunks: Chunks, surprise: bool) -> list[bool]:
     """Nothing surprising, no work: a chunk with lr = 0 everywhere needs no gradients at inference."""
-    if torch.compiler.is_compiling() or torch.is_grad_enabled():
-        return False
-    return not bool(lr.any())
+    if surprise or torch.compiler.is_compiling() or torch.is_grad_enabled():
+        return [True] * len(chunks.lr)
+    return chunks.lr.flatten(1).any(1).tolist()
+
+
+def _run(
+    rule: Rule, inputs: list[_Inputs], memory: Memory, initial: Weights, writing: list[bool], careful: bool
+) -> tuple[Outcome, list[Tensor]]:
+    steps = []
+    for one, writes in zip(inputs, writing, strict=True):
+        steps.append(_step(rule, memory, initial, one, writes, careful))
+        memory = steps[-1].memory
+    y = torch.stack([step.y for step in steps])
+    outcome = Outcome(y, memory, gather_felt([step.felt for step in steps]))
+    return outcome, [step.bound for step in steps if step.bound is not None]
+
+
+@piece
+def _step(rule: Rule, memory: Memory, initial: Weights, one: _Inputs, writes: bool, careful: bool) -> _Step:
+    """Reads one chunk, and writes it unless it has nothing to write."""
+    memory = open_chunk(memory, initial, one.fresh, one.reset)
+    plan = dict(zip(memory.dual, cycle(one.plans)))
+    if not writes:
+        return _Step(_answer(rule, memory, None, plan, one.q), _advance(memory, None, plan), None, None)
+    gradients = chunk_gradients(rule, memory.anchor, one.k, one.v, careful)
+    y = _answer(rule, memory, gradients, plan, one.q)
+    return _Step(y, _advance(memory, gradients, plan), gradients.felt, gradients.bound)
 
 
 def _plans(chunks: Chunks, maps: int) -> list[Coefficients]:
-    """Coefficients of each map, all chunks at once; computed once where every gate is per head."""
+    """Coefficients of each map, all chunks at once; one for all where every gate is per head."""
 
     def gate(values: Tensor | None, i: int) -> Tensor | None:
         return None if values is None else values[..., i if values.shape[-1] > 1 else 0]
@@ -68,7 +115,7 @@ def _plans(chunks: Chunks, maps: int) -> list[Coefficients]:
         lr = gate(chunks.lr, i)
         assert lr is not None
         plans.append(coefficients(lr, gate(chunks.momentum, i), gate(chunks.retain, i), chunks.real))
-    return plans if finer else plans * maps
+    return plans
 
 
 def _unbind(plan: Coefficients) -> list[Coefficients]:

@@ -226,7 +226,8 @@ def _chunks(q: Tensor, k: Tensor, v: Tensor, gates: Gates, rejected: Tensor | No
     lr, momentum, retain = (None if g is None else cut(g) for g in gates)
     assert lr is not None
     reset = None if grid.reset is None else rows(grid.reset)
-    return Chunks(cut(q), cut(k), cut(v), lr, momentum, retain, real, rows(grid.fresh), reset, grid.aligned)
+    fresh = None if grid.aligned else rows(grid.fresh)
+    return Chunks(cut(q), cut(k), cut(v), lr, momentum, retain, real, fresh, reset)
 
 
 def _flatten(names: list[str], state: MemoryState) -> Memory:

@@ -126,11 +126,21 @@ def read_product(
     write: Tensor,
 ) -> Tensor:
     """``carry_t A h_t + inertia_t S h_t - sum_i write_{t,i} <h_t, x_i> delta_i``, ``[G, W, out]``."""
-    return _Read.apply(h, dual, momentum, x, delta, carry, inertia, write)
+    if not torch.compiler.is_compiling():
+        return _Read.apply(h, dual, momentum, x, delta, carry, inertia, write)
+    out = torch.bmm(h, dual.transpose(1, 2)) * carry
+    if momentum is not None and inertia is not None:
+        out = out + torch.bmm(h, momentum.transpose(1, 2)) * inertia
+    return out - torch.bmm(torch.bmm(h, x.transpose(1, 2)) * write, delta)
 
 
 def write_product(
     old: Tensor, kept: Tensor, other: Tensor | None, gained: Tensor | None, x: Tensor, delta: Tensor, weight: Tensor
 ) -> Tensor:
     """``kept old + gained other - sum_i weight_i delta_i x_i^T``, ``[G, out, in]``; ``weight [G, W, 1]``."""
-    return _Write.apply(old, kept, other, gained, x, delta, weight)
+    if not torch.compiler.is_compiling():
+        return _Write.apply(old, kept, other, gained, x, delta, weight)
+    new = old * kept
+    if other is not None and gained is not None:
+        new = new + other * gained
+    return new - torch.bmm(delta.transpose(1, 2), x * weight)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -17,8 +17,8 @@ class Chunks(NamedTuple):
     """The inputs of a run on its grid; G = batch x heads, n = 1, maps or channels according to the gate's scope.
 
     ``q``, ``k`` ``[N, G, W, K]``, ``v`` ``[N, G, W, V]``, gates ``[N, G, W, n]``; ``real`` bool ``[N, G, W]`` is False
-    where a slot holds no token (``None``: all do); ``fresh`` bool ``[N, G]`` where a chunk opens; ``reset`` bool
-    ``[N, G]`` where a document begins (``None``: nowhere); ``aligned``: every chunk is fresh.
+    where a slot holds no token (``None``: all do); ``fresh`` bool ``[N, G]`` where a chunk opens (``None``: all do);
+    ``reset`` bool ``[N, G]`` where a document begins (``None``: nowhere).
     """
 
     q: Tensor
@@ -28,9 +28,8 @@ class Chunks(NamedTuple):
     momentum: Tensor | None
     retain: Tensor | None
     real: Tensor | None
-    fresh: Tensor
+    fresh: Tensor | None
     reset: Tensor | None
-    aligned: bool
 
 
 class Memory(NamedTuple):
@@ -58,41 +57,70 @@ class Outcome(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Inner gradients of a chunk: ``delta_i x_i^T`` for each token and map, at the chunk's anchor."""
+    """Inner gradients of a chunk: ``delta_i x_i^T`` for each token and map, at the chunk's anchor.
+
+    ``bound`` is not finite if any of them may not be; ``None`` where those were taken out.
+    """
 
     inputs: Weights
     deltas: Weights
     felt: Felt | None
+    bound: Tensor | None
 
 
-def chunk_gradients(rule: Rule, anchor: Weights, k: Tensor, v: Tensor, surprise: bool) -> Gradients:
-    """Gradients of one chunk ``k [G, W, K]``, ``v [G, W, V]``, clipped as the rule says.
+def chunk_gradients(rule: Rule, anchor: Weights, k: Tensor, v: Tensor, careful: bool) -> Gradients:
+    """Gradients of one chunk ``k [G, W, K]``, ``v [G, W, V]`` at an anchor, clipped as the rule says.
 
-    A token whose inner gradient is not finite gets a zero gradient: it writes nothing, while its gates still act.
+    With care every token is looked at, and what was felt comes back too. Without, the caller looks at ``bound``, and
+    where it is not finite asks again with care.
     """
-    inputs, deltas, prediction = _factors(rule, anchor, k, v)
-    compiling = torch.compiler.is_compiling()
-    if rule.clip is None and not surprise and not compiling and all_bounded(inputs, deltas):
-        return Gradients(inputs, deltas, None)
-    squared = _squared_norm(inputs, deltas)
-    rejected = ~torch.isfinite(squared) if surprise or compiling or not all_finite([squared]) else None
-    if rejected is not None:
-        if torch.is_grad_enabled() and not compiling and bool(rejected.any()):
-            # Again without those tokens: an infinity that is only masked still makes outer gradients NaN.
-            k, v = (torch.where(rejected.unsqueeze(-1), 0.0, x) for x in (k, v))
-            inputs, deltas, prediction = _factors(rule, anchor, k, v)
-            squared = _squared_norm(inputs, deltas)
-        squared = torch.where(rejected, 0.0, squared)
-        drop = rejected.unsqueeze(-1)
-        inputs = {name: torch.where(drop, 0.0, x) for name, x in inputs.items()}
-        deltas = {name: torch.where(drop, 0.0, d) for name, d in deltas.items()}
+    if careful:
+        return _careful_gradients(rule, anchor, k, v)
+    inputs, deltas, _ = _factors(rule, anchor, k, v)
+    bound = gradient_bound(inputs, deltas)
     if rule.clip is not None:
-        scale = (rule.clip * torch.rsqrt(squared.clamp_min(rule.clip**2))).unsqueeze(-1)
-        deltas = {name: d * scale for name, d in deltas.items()}
-    if not surprise or rejected is None:
-        return Gradients(inputs, deltas, None)
+        deltas = _clipped(rule.clip, deltas, _squared_norm(inputs, deltas))
+    return Gradients(inputs, deltas, None, bound)
+
+
+def _careful_gradients(rule: Rule, anchor: Weights, k: Tensor, v: Tensor) -> Gradients:
+    """A token whose inner gradient is not finite gets a zero gradient: it writes nothing, while its gates still act."""
+    inputs, deltas, prediction = _factors(rule, anchor, k, v)
+    squared = _squared_norm(inputs, deltas)
+    rejected = ~torch.isfinite(squared)
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and bool(rejected.any()):
+        # Again without those tokens: an infinity that is only masked still makes outer gradients NaN.
+        k, v = (torch.where(rejected.unsqueeze(-1), 0.0, x) for x in (k, v))
+        inputs, deltas, prediction = _factors(rule, anchor, k, v)
+        squared = _squared_norm(inputs, deltas)
+    squared = torch.where(rejected, 0.0, squared)
+    drop = rejected.unsqueeze(-1)
+    inputs = {name: torch.where(drop, 0.0, x) for name, x in inputs.items()}
+    deltas = {name: torch.where(drop, 0.0, d) for name, d in deltas.items()}
+    if rule.clip is not None:
+        deltas = _clipped(rule.clip, deltas, squared)
     loss = torch.where(rejected, 0.0, rule.bias.loss(prediction, v))
-    return Gradients(inputs, deltas, Felt(loss, _root(squared), rejected))
+    return Gradients(inputs, deltas, Felt(loss, _root(squared), rejected), None)
+
+
+def _clipped(clip: float, deltas: Weights, squared: Tensor) -> Weights:
+    scale = (clip * torch.rsqrt(squared.clamp_min(clip**2))).unsqueeze(-1)
+    return {name: d * scale for name, d in deltas.items()}
+
+
+def trust_first(program: Callable[[bool], tuple[Outcome, list[Tensor]]], surprise: bool) -> Outcome:
+    """Runs a program without care for single tokens, and again with care where an inner gradient was not finite.
+
+    Args:
+        program: takes whether to be careful; returns what it computed and the bounds of its gradients.
+        surprise: whether what was felt is asked for, which takes care from the start.
+    """
+    if not surprise and not torch.compiler.is_compiling():
+        outcome, bounds = program(False)
+        if not bounds or bool(torch.isfinite(torch.stack(bounds)).all()):
+            return outcome
+    outcome, _ = program(True)
+    return outcome if surprise else outcome._replace(felt=None)
 
 
 def _factors(rule: Rule, anchor: Weights, k: Tensor, v: Tensor) -> tuple[Weights, Weights, Tensor]:
@@ -120,17 +148,17 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
     return bool(torch.isfinite(torch.stack([x.detach().sum() for x in tensors]).sum()))
 
 
-def all_bounded(inputs: Weights, deltas: Weights) -> bool:
-    """Whether every gradient has a finite squared norm; one pass, since sums over all tokens bound every token's.
+def gradient_bound(inputs: Weights, deltas: Weights) -> Tensor:
+    """A number that is finite only if every gradient has a finite squared norm: sums over all tokens bound every one.
 
-    A bound that overflows although no token does answers False, which costs a closer look and nothing else.
+    A bound that overflows although no token does costs a closer look and nothing else.
     """
 
     def total(x: Tensor) -> Tensor:
         flat = x.detach().flatten()
         return torch.dot(flat, flat)
 
-    return bool(torch.isfinite(torch.stack([total(d) * total(inputs[name]) for name, d in deltas.items()]).sum()))
+    return torch.stack([total(d) * total(inputs[name]) for name, d in deltas.items()]).sum()
 
 
 def _squared_norm(inputs: Weights, deltas: Weights) -> Tensor:
@@ -156,14 +184,14 @@ def gather_felt(felt: list[Felt | None]) -> Felt | None:
     return Felt(*[torch.stack(field) for field in zip(*found, strict=True)]) if found else None
 
 
-def open_chunk(memory: Memory, initial: Weights, fresh: Tensor, reset: Tensor | None, aligned: bool) -> Memory:
+def open_chunk(memory: Memory, initial: Weights, fresh: Tensor | None, reset: Tensor | None) -> Memory:
     """Starts a chunk: documents that begin get the initial weights, chunks that open take a new anchor."""
     dual, momentum, anchor = memory
     if reset is not None:
         begins = reset[:, None, None]
         dual = {name: torch.where(begins, initial[name], w) for name, w in dual.items()}
         momentum = {name: torch.where(begins, 0.0, w) for name, w in momentum.items()}
-    if aligned:
+    if fresh is None:
         return Memory(dual, momentum, dual)
     opens = fresh[:, None, None]
     return Memory(dual, momentum, {name: torch.where(opens, w, anchor[name]) for name, w in dual.items()})

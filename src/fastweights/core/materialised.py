@@ -5,6 +5,8 @@ Cost per chunk and head: O(W inputs outputs) time and memory per map.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -17,6 +19,7 @@ from fastweights.core.gradient import (
     chunk_gradients,
     gather_felt,
     open_chunk,
+    trust_first,
 )
 from fastweights.core.rule import Rule
 from fastweights.core.types import Scope
@@ -24,18 +27,24 @@ from fastweights.core.types import Scope
 
 def run_materialised(rule: Rule, chunks: Chunks, memory: Memory, initial: Weights, surprise: bool) -> Outcome:
     """Runs a rule over its chunks; see :func:`fastweights.core.engine.run`."""
-    answers, felt = [], []
+    return trust_first(partial(_run, rule, chunks, memory, initial), surprise)
+
+
+def _run(rule: Rule, chunks: Chunks, memory: Memory, initial: Weights, careful: bool) -> tuple[Outcome, list[Tensor]]:
+    answers, felt, bounds = [], [], []
     gates = [[None] * len(chunks.q) if g is None else g.unbind(0) for g in (chunks.lr, chunks.momentum, chunks.retain)]
     for n, (q, k, v) in enumerate(zip(chunks.q.unbind(0), chunks.k.unbind(0), chunks.v.unbind(0), strict=True)):
         reset = None if chunks.reset is None else chunks.reset[n]
-        memory = open_chunk(memory, initial, chunks.fresh[n], reset, chunks.aligned)
-        gradients = chunk_gradients(rule, memory.anchor, k, v, surprise)
+        fresh = None if chunks.fresh is None else chunks.fresh[n]
+        memory = open_chunk(memory, initial, fresh, reset)
+        gradients = chunk_gradients(rule, memory.anchor, k, v, careful)
         real = None if chunks.real is None else chunks.real[n]
         old = memory
         memory, path = _walk(rule, memory, gradients, [g[n] for g in gates], real)
         answers.append(_answer(rule, old, path, q))
         felt.append(gradients.felt)
-    return Outcome(torch.stack(answers), memory, gather_felt(felt))
+        bounds.append(gradients.bound)
+    return Outcome(torch.stack(answers), memory, gather_felt(felt)), [b for b in bounds if b is not None]
 
 
 def _walk(

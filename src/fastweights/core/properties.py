@@ -8,7 +8,8 @@ tensors (tuples, NamedTuples, dicts) with B rows. Each function tests one proper
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -289,9 +290,7 @@ def compiles(function: Callable[..., Any], arguments: tuple[Any, ...], tolerance
     """
     torch.compiler.reset()
     try:
-        with warnings.catch_warnings():
-            # The compiler warns about deprecated uses in its own code.
-            warnings.simplefilter("ignore", DeprecationWarning)
+        with quiet_compiler():
             compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
             got = values_and_gradients(compiled, arguments)
     except torch._dynamo.exc.TorchDynamoException as reason:
@@ -299,6 +298,15 @@ def compiles(function: Callable[..., Any], arguments: tuple[Any, ...], tolerance
     finally:
         torch.compiler.reset()
     return within(got, values_and_gradients(function, arguments), tolerance)
+
+
+@contextmanager
+def quiet_compiler() -> Iterator[None]:
+    """Silences what the compiler warns about in its own code: deprecated uses, and looking at every ``grad``."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        warnings.filterwarnings("ignore", "The .grad attribute")
+        yield
 
 
 def survives_checkpointing(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Verdict:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fastweights.core.compiled import piece
 from fastweights.core.layout import Layout
 
 
@@ -41,6 +42,12 @@ class _Depthwise(torch.autograd.Function):
         return d_whole, d_weight, *[None] * len(inside)
 
 
+@piece
+def depthwise(whole: Tensor, weight: Tensor, inside: list[Tensor]) -> Tensor:
+    """:class:`_Depthwise`."""
+    return _Depthwise.apply(whole, weight, *inside)
+
+
 class ShortConvolution(nn.Module):
     """Depthwise causal convolution over the last ``size`` real tokens of a document.
 
@@ -65,7 +72,7 @@ class ShortConvolution(nn.Module):
         whole = torch.cat([tail.to(x.dtype), x], 1)
         weight = self.weight.to(x.dtype)
         time = x.shape[1]
-        y = _Depthwise.apply(whole, weight, *self._inside(whole, layout))
+        y = depthwise(whole, weight, self._inside(whole, layout))
         if layout.real is None and layout.reset is None:
             return y, whole[:, time:].clone().to(tail.dtype)
         ages = torch.arange(reach, 0, -1, device=x.device)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastweights.core.compiled import piece
+
 
 class SwiGLU(nn.Module):
     """``W_down (silu(W_gate x) * (W_up x))`` (arXiv 2002.05202), without biases."""
@@ -17,4 +19,9 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., dim] -> [..., dim]``."""
         gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(F.silu(gate) * up)
+        return self.down(_opened(gate, up))
+
+
+@piece
+def _opened(gate: Tensor, up: Tensor) -> Tensor:
+    return F.silu(gate) * up

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastweights.core.compiled import piece
 from fastweights.core.engine import init_state, run
 from fastweights.core.rule import Rule
 from fastweights.core.types import Gates, MemoryState, gate_width
@@ -131,8 +132,7 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
 
     def mix(self, x: Tensor, state: MemoryLayerState, plan: Plan, surprise: bool) -> Reading[MemoryLayerState]:
         mixed, tail = self.convolution(self.qkv(x), state.tail, plan.layout)
-        q, k, v = F.silu(mixed).unflatten(-1, (3, self.heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-        q, k = self._normalise(q), self._normalise(k)
+        q, k, v = split_heads(mixed, self.heads, self.rule.normalise_qk)
         result = run(
             self.rule,
             self.initial_weights(),
@@ -151,9 +151,6 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
             () if result.surprise is None else (result.surprise,),
         )
 
-    def _normalise(self, x: Tensor) -> Tensor:
-        return unit(x) if self.rule.normalise_qk else x
-
     def open_gates(self, x: Tensor) -> Gates:
         """The gates of every token, ``[B, heads, T, n]`` each, from ``x [B, T, dim]``; float32 or wider."""
         z = self.gates(x).to(torch.promote_types(x.dtype, torch.float32))
@@ -167,5 +164,17 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """Output norm, gate and projection of the answers ``y [B, heads, T, head_dim]`` of tokens ``x [B, T, dim]``."""
-        y = self.norm(y).transpose(1, 2).flatten(2)
-        return self.out(y * F.silu(self.out_gate(x)))
+        return self.out(gated(self.norm, y, self.out_gate(x)))
+
+
+@piece
+def split_heads(mixed: Tensor, heads: int, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """SiLU, and one ``[B, heads, T, head_dim]`` each for q, k and v, from ``[B, T, 3 x heads x head_dim]``."""
+    q, k, v = F.silu(mixed).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    return (unit(q), unit(k), v) if normalise else (q, k, v)
+
+
+@piece
+def gated(norm: RMSNorm, y: Tensor, gate: Tensor) -> Tensor:
+    """The normed answers ``[B, heads, T, head_dim]`` times SiLU of ``gate [B, T, heads x head_dim]``, in its shape."""
+    return norm(y).transpose(1, 2).flatten(2) * F.silu(gate)

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from fastweights.core import presets
+from fastweights.core.compiled import use_compiler
 from fastweights.core.conformance import Report
 from fastweights.core.conformance_equality import EXACT
-from fastweights.core.properties import Verdict, identical, within, worst
+from fastweights.core.properties import Verdict, identical, quiet_compiler, values_and_gradients, within
 from fastweights.core.rule import Rule
 from fastweights.layers.conformance import LENGTHS, Subject, check_layer, check_subject, narrow_reading, stirred
 from fastweights.models.config import ModelConfig, Recall, Wiring
@@ -52,28 +53,31 @@ def check_model(
         "8 bfloat16, memory in float32": lambda: narrow_reading(
             copy.deepcopy(tested).bfloat16()(draw(2, max(lengths), 5))
         ),
-        "10 compiled blocks": lambda: compiled_blocks(tested, draw(2, 9, 4)),
+        "10 compiled pieces": lambda: compiled_pieces(tested, draw(2, 9, 4)),
         "10 activation checkpointing": lambda: recomputed(tested, draw(2, 9, 4)),
     }
     parameters = dict(tested.named_parameters())
     return check_subject(Subject(stream, tested.init_state, draw, 0.0, parameters, own), lengths, without, title)
 
 
-def compiled_blocks(model: LanguageModel, ids: Tensor) -> Verdict:
-    """With its blocks compiled (fullgraph, backend ``aot_eager``) a model reads and steps as before."""
-    fast = copy.deepcopy(model)
+def compiled_pieces(model: LanguageModel, ids: Tensor) -> Verdict:
+    """With its pieces compiled (backend ``aot_eager``) a model reads, steps and trains as before."""
+
+    def read_and_step(ids: Tensor, *parameters: Tensor) -> Any:
+        read = model(ids[:, :-1])
+        return read[:2], model(ids[:, -1:], read.state)[:2]
+
+    arguments = ids, *model.parameters()
+    want = values_and_gradients(read_and_step, arguments)
     torch.compiler.reset()
-    if not fast.compile_blocks("aot_eager"):
+    if not use_compiler("aot_eager"):
         return Verdict(False, "torch.compile does not work here")
-    verdicts = []
-    with torch.no_grad():
-        want = got = None
-        for piece in (ids[:, :-1], ids[:, -1:]):
-            want = model(piece, None if want is None else want.state)
-            got = fast(piece, None if got is None else got.state)
-            verdicts.append(within(got[:2], want[:2], EXACT))
-    torch.compiler.reset()
-    return worst(verdicts)
+    try:
+        with quiet_compiler():
+            return within(values_and_gradients(read_and_step, arguments), want, EXACT)
+    finally:
+        use_compiler(None)
+        torch.compiler.reset()
 
 
 def recomputed(model: LanguageModel, ids: Tensor) -> Verdict:

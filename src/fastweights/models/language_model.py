@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -16,7 +15,6 @@ from fastweights.core.rule import beyond_defaults
 from fastweights.core.types import Surprise
 from fastweights.errors import UserError
 from fastweights.layers.attention import Heads
-from fastweights.layers.blocks import Block
 from fastweights.layers.convolution import ShortConvolution
 from fastweights.layers.memory import MemoryLayer
 from fastweights.layers.norm import RMSNorm
@@ -72,7 +70,6 @@ class LanguageModel(nn.Module):
             nn.init.normal_(self.head.weight, std=0.02)
         if config.tied:
             self.head.weight = self.embedding.weight
-        self._mix: Callable[..., Reading[Any]] = Block.mix
 
     def init_state(self, batch: int) -> ModelState:
         """The state of ``batch`` rows that have read nothing."""
@@ -123,33 +120,8 @@ class LanguageModel(nn.Module):
 
     def _run(self, block: Any, x: Tensor, state: Any, plan: Plan, surprise: bool) -> Reading[Any]:
         if not self.recompute or not torch.is_grad_enabled():
-            try:
-                return self._mix(block, x, state, plan, surprise)
-            except torch._dynamo.exc.FailOnRecompileLimitHit:
-                # Every length and layout is a graph of its own, and torch compiles only so many of them.
-                self._mix = Block.mix
-                return self._mix(block, x, state, plan, surprise)
-        return checkpoint(self._mix, block, x, state, plan, surprise, use_reentrant=False)
-
-    def compile_blocks(self, backend: str | Callable[..., Any] = "inductor") -> bool:
-        """Compiles the blocks one by one with :func:`torch.compile`.
-
-        All blocks share their graphs: one for each length read from a fresh state, and one for single tokens. After
-        torch's limit of graphs (``torch._dynamo.config.recompile_limit``) the model goes on eagerly: read in pieces of
-        one length.
-
-        Args:
-            backend: of ``torch.compile``.
-
-        Returns:
-            Whether it did: where the backend does not work (no compiler on this machine) the model stays eager.
-        """
-        try:
-            torch.compile(torch.neg, backend=backend)(torch.zeros(2, device=self.head.weight.device))
-        except torch._dynamo.exc.TorchDynamoException:
-            return False
-        self._mix = torch.compile(Block.mix, fullgraph=True, backend=backend)
-        return True
+            return block.mix(x, state, plan, surprise)
+        return checkpoint(block.mix, x, state, plan, surprise, use_reentrant=False)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """``[..., D] -> [..., vocabulary]``."""
