@@ -1,6 +1,6 @@
 r"""Puts a trained model into the package, with a model card written from the record of the runs that made it.
 
-    python recipes/ship_model.py runs/needle runs/needle_long runs/needle_many runs/needle_quiet \
+    python recipes/ship_model.py runs/needle runs/needle_long runs/needle_many runs/needle_quiet runs/needle_crowd \
         [--results results/needle.json]
 
 The last run holds the model. The card holds what each run's configuration and log say, and the recall measured by
@@ -33,7 +33,7 @@ books and in noise. It was trained for this alone and knows nothing else.
 | tokenizer | {tokenizer} |
 {training}
 | data | sentences of 89 public-domain novels (ELTeC-eng, DOI 10.5281/zenodo.3462536) and RULER's noise, with needles |
-| recipes | in `recipes/`: `needle.py`, then `needle_long.py`, `needle_many.py` and `needle_quiet.py` |
+| recipes | in `recipes/`: `needle.py`, `needle_long.py`, `needle_many.py`, `needle_quiet.py`, `needle_crowd.py` |
 
 Last line of the training log: {last}
 
