@@ -1,21 +1,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch._dynamo.backends.debugging import aot_eager
 
 from fastweights.core import compiled
 from fastweights.core.algorithm import Momentum
 from fastweights.core.architecture import MLP
 from fastweights.core.bias import L2
-from fastweights.core.compiled import piece, use_compiler
+from fastweights.core.compiled import compilable, compiler, use_compiler
 from fastweights.core.conformance_trial import make_trial
+from fastweights.core.gradient import chunk_gradients
 from fastweights.core.properties import values_and_gradients
 from fastweights.core.retention import WeightDecay
 from fastweights.core.rule import Rule
+from fastweights.errors import UserError
 
 RULE = Rule(MLP(2, 2.0), L2(), WeightDecay(), Momentum(), chunk_size=4, clip=None)
 
@@ -34,22 +38,38 @@ def eager_again() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def read(time: int, spoil: bool = False) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-    """A call of ``time`` tokens from a fresh state, and its arguments; spoilt, one token's inner gradient overflows."""
-    trial = make_trial(RULE, 3, 4)
-    x = trial.draw(1, time, 0)
-    if spoil:
-        trial.split(x)["k"][0, 1, 0] *= 1e120
-    return lambda x: trial.read(x, trial.fresh(1)).y, (x.requires_grad_(),)
+def read(time: int, rule: Rule = RULE) -> tuple[Callable[..., Any], tuple[Tensor]]:
+    """A call of ``time`` tokens from a fresh state, and its argument."""
+    trial = make_trial(rule, 3, 4)
+    return lambda x: trial.read(x, trial.fresh(1)).y, (trial.draw(1, time, 0).requires_grad_(),)
 
 
-@pytest.mark.parametrize("spoil", [False, True])
-def test_compiled_pieces_compute_the_same(spoil: bool) -> None:
-    function, arguments = read(11, spoil)
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_compiled_parts_compute_the_same(clip: float | None) -> None:
+    function, arguments = read(11, replace(RULE, clip=clip))
     want = values_and_gradients(function, arguments)
-    assert use_compiler("aot_eager")
-    got = values_and_gradients(function, arguments)
+    with compiler("aot_eager") as works:
+        assert works
+        got = values_and_gradients(function, arguments)
     torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+def test_a_token_whose_error_overflows_spoils_no_outer_gradient_when_compiled() -> None:
+    """Its value's squared length is finite, so it is let in; its error's is not, and 0 times infinity is NaN."""
+    rule = replace(RULE, bias=L2(half=False), clip=1.0)
+    trial = make_trial(rule, 3, 4).to(torch.float32)
+    found = trial.inputs(trial.draw(1, 4, 0).float())
+    anchor = dict(zip(["layer1", "layer2"], trial.initial, strict=True))
+    k, v = found.k[0].clone().requires_grad_(), found.v[0].clone()
+    v[0, 1, 0] = 1.8e19
+
+    def function(k: Tensor, v: Tensor) -> Any:
+        return chunk_gradients(rule, anchor, k, v, True)[:3]
+
+    want = values_and_gradients(function, (k, v))
+    got = values_and_gradients(torch.compile(function, backend="aot_eager"), (k, v))
+    assert bool(got[-1].isfinite().all())
+    torch.testing.assert_close(got, want)
 
 
 def test_a_step_is_one_graph_for_calls_of_any_length() -> None:
@@ -59,15 +79,16 @@ def test_a_step_is_one_graph_for_calls_of_any_length() -> None:
         graphs.append(graph)
         return aot_eager(graph, inputs)
 
-    assert use_compiler(counting)
     counts = []
-    for chunks in (4, 8, 12):
-        function, (x,) = read(4 * chunks)
-        with torch.no_grad():
-            function(x)
-        counts.append(len(graphs))
-    # Coefficients are computed for all chunks at once, so they alone depend on the length.
-    assert counts[1] - counts[0] == counts[2] - counts[1] == 1
+    with compiler(counting):
+        before = len(graphs)
+        for chunks in (4, 8, 12):
+            function, (x,) = read(4 * chunks)
+            with torch.no_grad():
+                function(x)
+            counts.append(len(graphs) - before)
+    # Coefficients are computed for all chunks at once, so they alone depend on the length; a step is one graph.
+    assert counts == [2, 3, 4]
 
 
 def test_without_a_working_backend_everything_stays_eager() -> None:
@@ -79,16 +100,22 @@ def test_without_a_working_backend_everything_stays_eager() -> None:
     values_and_gradients(function, arguments)
 
 
-def test_a_piece_is_compiled_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*given: object, **named: object) -> Any:
-        raise AssertionError("compiled")
+def test_an_unknown_backend_is_refused() -> None:
+    with pytest.raises(UserError, match="no backend 'inductr'"):
+        use_compiler("inductr")
 
-    @piece
-    def double(x: torch.Tensor) -> torch.Tensor:
+
+def test_a_part_is_compiled_only_inside_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    @compilable
+    def double(x: Tensor) -> Tensor:
         return 2 * x
 
-    monkeypatch.setattr(compiled, "_compiled", refuse)
+    def refuse(*given: object) -> Any:
+        raise AssertionError("compiled")
+
     assert double(torch.ones(1)).item() == 2.0
-    monkeypatch.setattr(compiled, "_backend", "eager")
-    with pytest.raises(AssertionError, match="compiled"):
-        double(torch.ones(1))
+    with compiler("eager"):
+        monkeypatch.setattr(compiled, "_compiled", refuse)
+        with pytest.raises(AssertionError, match="compiled"):
+            double(torch.ones(1))
+    assert double(torch.ones(1)).item() == 2.0

@@ -13,9 +13,6 @@ from fastweights.layers.conformance import memories, stirred
 from fastweights.layers.context import MAC
 from fastweights.models.language_model import LanguageModel, detach_state, flatten_state, unflatten_state
 
-# TorchDynamo makes a context object when it traces an autograd function without gradients.
-TRACING = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-
 
 def model_of(wiring: str, rule: str = "titans") -> LanguageModel:
     return stirred(LanguageModel(config(wiring, rule)))

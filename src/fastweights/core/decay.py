@@ -6,8 +6,8 @@ inner gradient, ``e`` momentum and ``a`` retention) is linear, so with A_s and S
     A_t = carry_t A_s + inertia_t S_s - sum_{i<=t} write_{t,i} u_i,     write = D diag(real) E diag(lr)
     S_t = fade_t S_s                 - sum_{i<=t} push_{t,i} u_i,       push = E diag(lr)
 
-where ``D_{t,s} = a_{s+1} ... a_t`` and ``E_{s,i} = e_{i+1} ... e_s``. Products are built by doubling: only
-multiplications, so gates of exactly 0 and 1 are exact, nothing is divided and nothing overflows.
+where ``D_{t,s} = a_{s+1} ... a_t`` and ``E_{s,i} = e_{i+1} ... e_s``. Products are built by multiplications alone, so
+gates of exactly 0 and 1 are exact, nothing is divided and nothing overflows.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastweights.core.compiled import piece
+from fastweights.core.compiled import compilable
 
 NEGLIGIBLE = 1e-20
 """Products of gates below this are taken for 0."""
@@ -61,7 +61,11 @@ def products(gate: Tensor) -> Tensor:
 class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor) -> Tensor:
-        result = _by_doubling(gate)
+        width = gate.shape[-1]
+        later = torch.ones(width, width, dtype=torch.bool, device=gate.device).tril(-1)
+        result = torch.where(later, gate.unsqueeze(-1), 1.0).cumprod(-2).tril()
+        # Products this small change nothing, but as subnormal numbers they would slow every later product tenfold.
+        result = torch.where(result.abs() < NEGLIGIBLE, 0.0, result)
         ctx.save_for_backward(result)
         return result
 
@@ -70,34 +74,12 @@ class _Products(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         """``P[t, s]`` moves with ``gate_r`` by ``P[t, r] P[r-1, s]``, for s < r <= t: nothing is divided by a gate."""
         (result,) = ctx.saved_tensors
-        through = result.transpose(-1, -2) @ grad
+        # Above the diagonal P is 0 whatever the gates, and what reaches it may be infinite.
+        through = result.transpose(-1, -2) @ grad.tril()
         return F.pad((through[..., 1:, :] * result[..., :-1, :]).sum(-1), (1, 0))
 
 
-def _by_doubling(gate: Tensor) -> Tensor:
-    width = gate.shape[-1]
-    result = torch.ones_like(gate).unsqueeze(-1)
-    blocks = gate.unsqueeze(-1)
-    size = 1
-    padded = 1 << max(width - 1, 0).bit_length()
-    if padded != width:
-        blocks = torch.cat([blocks, blocks.new_ones(*blocks.shape[:-2], padded - width, 1)], -2)
-        result = blocks.new_ones(*gate.shape[:-1], padded, 1)
-    result = result.unsqueeze(-1)
-    while size < padded:
-        early, late = result[..., 0::2, :, :], result[..., 1::2, :, :]
-        first = blocks[..., 1::2, :1] * late[..., :, 0]
-        across = first.unsqueeze(-1) * early[..., -1:, :]
-        top = torch.cat([early, torch.zeros_like(across)], -1)
-        result = torch.cat([top, torch.cat([across, late], -1)], -2)
-        blocks = blocks.reshape(*blocks.shape[:-2], padded // (2 * size), 2 * size)
-        size *= 2
-    result = result[..., 0, :width, :width]
-    # Products this small change nothing, but as subnormal numbers they would slow every later product tenfold.
-    return torch.where(result.abs() < NEGLIGIBLE, 0.0, result)
-
-
-@piece
+@compilable
 def coefficients(lr: Tensor, momentum: Tensor | None, retain: Tensor | None, real: Tensor | None) -> Coefficients:
     """Coefficients of every piece at once from gates ``[..., W]``; ``real`` is True where a slot holds a token.
 

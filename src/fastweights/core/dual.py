@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastweights.core.architecture import Linear
-from fastweights.core.compiled import piece
+from fastweights.core.compiled import compilable
 from fastweights.core.decay import Coefficients, before, coefficients
 from fastweights.core.fused import read_product, write_product
 from fastweights.core.gradient import (
@@ -91,7 +91,7 @@ def _run(
     return outcome, [step.bound for step in steps if step.bound is not None]
 
 
-@piece
+@compilable
 def _step(rule: Rule, memory: Memory, initial: Weights, one: _Inputs, writes: bool, careful: bool) -> _Step:
     """Reads one chunk, and writes it unless it has nothing to write."""
     memory = open_chunk(memory, initial, one.fresh, one.reset)

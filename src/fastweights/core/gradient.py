@@ -88,7 +88,7 @@ def _careful_gradients(rule: Rule, anchor: Weights, k: Tensor, v: Tensor) -> Gra
     inputs, deltas, prediction = _factors(rule, anchor, k, v)
     squared = _squared_norm(inputs, deltas)
     rejected = ~torch.isfinite(squared)
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and bool(rejected.any()):
+    if torch.is_grad_enabled() and (torch.compiler.is_compiling() or bool(rejected.any())):
         # Again without those tokens: an infinity that is only masked still makes outer gradients NaN.
         k, v = (torch.where(rejected.unsqueeze(-1), 0.0, x) for x in (k, v))
         inputs, deltas, prediction = _factors(rule, anchor, k, v)
@@ -119,6 +119,7 @@ def trust_first(program: Callable[[bool], tuple[Outcome, list[Tensor]]], surpris
         outcome, bounds = program(False)
         if not bounds or bool(torch.isfinite(torch.stack(bounds)).all()):
             return outcome
+        del outcome, bounds
     outcome, _ = program(True)
     return outcome if surprise else outcome._replace(felt=None)
 
@@ -151,7 +152,7 @@ def all_finite(tensors: Iterable[Tensor]) -> bool:
 def gradient_bound(inputs: Weights, deltas: Weights) -> Tensor:
     """A number that is finite only if every gradient has a finite squared norm: sums over all tokens bound every one.
 
-    A bound that overflows although no token does costs a closer look and nothing else.
+    A bound that overflows although no token does costs a second run and nothing else.
     """
 
     def total(x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from fastweights.core.compiled import piece
+from fastweights.core.compiled import compilable
 from fastweights.core.layout import Layout
 
 
@@ -42,7 +42,7 @@ class _Depthwise(torch.autograd.Function):
         return d_whole, d_weight, *[None] * len(inside)
 
 
-@piece
+@compilable
 def depthwise(whole: Tensor, weight: Tensor, inside: list[Tensor]) -> Tensor:
     """:class:`_Depthwise`."""
     return _Depthwise.apply(whole, weight, *inside)

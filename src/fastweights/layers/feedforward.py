@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastweights.core.compiled import piece
+from fastweights.core.compiled import compilable
 
 
 class SwiGLU(nn.Module):
@@ -22,6 +22,6 @@ class SwiGLU(nn.Module):
         return self.down(_opened(gate, up))
 
 
-@piece
+@compilable
 def _opened(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastweights.core.compiled import piece
+from fastweights.core.compiled import compilable
 from fastweights.core.engine import init_state, run
 from fastweights.core.rule import Rule
 from fastweights.core.types import Gates, MemoryState, gate_width
@@ -167,14 +167,14 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
         return self.out(gated(self.norm, y, self.out_gate(x)))
 
 
-@piece
+@compilable
 def split_heads(mixed: Tensor, heads: int, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:
     """SiLU, and one ``[B, heads, T, head_dim]`` each for q, k and v, from ``[B, T, 3 x heads x head_dim]``."""
     q, k, v = F.silu(mixed).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
     return (unit(q), unit(k), v) if normalise else (q, k, v)
 
 
-@piece
+@compilable
 def gated(norm: RMSNorm, y: Tensor, gate: Tensor) -> Tensor:
     """The normed answers ``[B, heads, T, head_dim]`` times SiLU of ``gate [B, T, heads x head_dim]``, in its shape."""
     return norm(y).transpose(1, 2).flatten(2) * F.silu(gate)

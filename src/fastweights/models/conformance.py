@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastweights.core import presets
-from fastweights.core.compiled import use_compiler
+from fastweights.core.compiled import compiler
 from fastweights.core.conformance import Report
 from fastweights.core.conformance_equality import EXACT
 from fastweights.core.properties import Verdict, identical, quiet_compiler, values_and_gradients, within
@@ -53,15 +53,15 @@ def check_model(
         "8 bfloat16, memory in float32": lambda: narrow_reading(
             copy.deepcopy(tested).bfloat16()(draw(2, max(lengths), 5))
         ),
-        "10 compiled pieces": lambda: compiled_pieces(tested, draw(2, 9, 4)),
+        "10 compiled parts": lambda: compiled_parts(tested, draw(2, 9, 4)),
         "10 activation checkpointing": lambda: recomputed(tested, draw(2, 9, 4)),
     }
     parameters = dict(tested.named_parameters())
     return check_subject(Subject(stream, tested.init_state, draw, 0.0, parameters, own), lengths, without, title)
 
 
-def compiled_pieces(model: LanguageModel, ids: Tensor) -> Verdict:
-    """With its pieces compiled (backend ``aot_eager``) a model reads, steps and trains as before."""
+def compiled_parts(model: LanguageModel, ids: Tensor) -> Verdict:
+    """With its parts compiled (backend ``aot_eager``) a model reads, steps and trains as before."""
 
     def read_and_step(ids: Tensor, *parameters: Tensor) -> Any:
         read = model(ids[:, :-1])
@@ -70,13 +70,12 @@ def compiled_pieces(model: LanguageModel, ids: Tensor) -> Verdict:
     arguments = ids, *model.parameters()
     want = values_and_gradients(read_and_step, arguments)
     torch.compiler.reset()
-    if not use_compiler("aot_eager"):
-        return Verdict(False, "torch.compile does not work here")
     try:
-        with quiet_compiler():
+        with compiler("aot_eager") as works, quiet_compiler():
+            if not works:
+                return Verdict(False, "torch.compile does not work here")
             return within(values_and_gradients(read_and_step, arguments), want, EXACT)
     finally:
-        use_compiler(None)
         torch.compiler.reset()
 
 

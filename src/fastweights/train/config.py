@@ -229,8 +229,9 @@ class TrainConfig:
         seed: decides the initial weights and every batch.
         precision: ``bfloat16`` keeps the model's parameters in bfloat16 and trains a float32 copy of each.
         recompute: run blocks again in the backward pass instead of keeping what they computed: less memory, more time.
-        compile: let torch.compile fuse the steps of memories (:func:`fastweights.core.compiled.use_compiler`); needs a
-            C++ compiler, and without one the run goes on eagerly.
+        compile: let torch.compile fuse parts of the layers (:func:`fastweights.core.compiled.use_compiler`); needs a
+            C++ compiler, and without one the run goes on eagerly. Which shapes are compiled depends on what the process
+            met first, so a resumed run may differ in the last bits.
         device: a torch device, such as ``cpu`` or ``cuda``.
         threads: torch threads, 0 for torch's choice. Bit-identical results need equal numbers of threads.
         start_from: name or folder of a model, or folder of a run (its newest checkpoint), whose weights to start from;

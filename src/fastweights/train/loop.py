@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastweights.core.compiled import compiler
 from fastweights.models.language_model import LanguageModel
 from fastweights.models.pretrained import save_model
 from fastweights.train.checkpoint import save_checkpoint
@@ -78,7 +79,7 @@ def train(
     """
     folder = Path(folder)
     note: OnNote = on_note or (lambda text: None)
-    with _torch_settings(config):
+    with _torch_settings(config, note):
         checkpoint = open_run(folder, config, resume=resume, force=force)
         run = Run(config, checkpoint, note)
         with stop_requests() as stop, Feed(config) as feed, LogFile(folder / LOG, run.step) as log:
@@ -119,15 +120,18 @@ def _require_device(name: str) -> None:
 
 
 @contextlib.contextmanager
-def _torch_settings(config: TrainConfig) -> Iterator[None]:
-    """Threads as configured and a random state of the run's own; both are put back afterwards."""
+def _torch_settings(config: TrainConfig, note: OnNote) -> Iterator[None]:
+    """Threads and compiler as configured and a random state of the run's own; all are put back afterwards."""
     _require_device(config.device)
     threads = torch.get_num_threads()
     devices = [torch.device(config.device)] if torch.device(config.device).type == "cuda" else []
     if config.threads:
         torch.set_num_threads(config.threads)
     try:
-        with torch.random.fork_rng(devices=devices):
+        backend = "inductor" if config.compile else None
+        with torch.random.fork_rng(devices=devices), compiler(backend, config.device) as compiles:
+            if config.compile and not compiles:
+                note("torch.compile does not work on this machine, so the run is not compiled")
             yield
     finally:
         torch.set_num_threads(threads)

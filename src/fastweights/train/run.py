@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastweights.core.compiled import use_compiler
 from fastweights.models.language_model import (
     Encoded,
     LanguageModel,
@@ -93,8 +92,6 @@ class Run:
         self._elapsed_before, self._seconds_per_token, self._next_batch = 0.0, 0.0, ""
         if checkpoint is not None:
             self._restore(checkpoint, note)
-        if config.compile and not use_compiler():
-            note("torch.compile does not work on this machine, so the run is not compiled")
         self._began = self._saved_at = time.monotonic()
 
     def check_data(self, feed: Feed) -> None:
