@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +15,12 @@ import torch
 from tests.train.runs import TINY, TINY_MODEL, HintedTask, short
 from torch import Tensor
 
+import fastweights.core.compiled
+from fastweights.core.compiled import compiler
 from fastweights.errors import UserError
 from fastweights.models.language_model import LanguageModel, detach_state
 from fastweights.models.pretrained import load_model, save_model
+from fastweights.train import loop
 from fastweights.train.checkpoint import CheckpointError, latest_checkpoint, load_checkpoint, save_checkpoint
 from fastweights.train.config import (
     CheckpointConfig,
@@ -382,3 +386,36 @@ def test_a_second_interrupt_stops_at_once_and_the_checkpoint_stays(tmp_path: Pat
     with pytest.raises(KeyboardInterrupt):
         train(short(9), tmp_path / "run", on_step=twice)
     assert train(short(9), tmp_path / "run", resume=True).finished
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning", "ignore:The .grad attribute")
+def test_a_compiled_run_learns_the_same_and_its_compiler_ends_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a backend that every machine has in place of Inductor."""
+    seen: list[object] = []
+
+    def light(backend: str | None, device: str) -> Any:
+        seen.append(backend)
+        return compiler(None if backend is None else "aot_eager", device)
+
+    monkeypatch.setattr(loop, "compiler", light)
+    plain = train(short(3), tmp_path / "plain")
+    compiled = train(replace(short(3), compile=True), tmp_path / "compiled")
+    torch.compiler.reset()
+    assert seen == [None, "inductor"]
+    for name, weight in weights(plain).items():
+        torch.testing.assert_close(weights(compiled)[name], weight, rtol=1e-4, atol=1e-5)
+
+    def refuse(*given: object) -> Any:
+        raise AssertionError("compiled")
+
+    monkeypatch.setattr(fastweights.core.compiled, "_compiled", refuse)
+    plain.model(torch.zeros(1, 9, dtype=torch.int64))
+
+
+def test_a_run_that_cannot_be_compiled_says_so_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "compiler", lambda backend, device: nullcontext(False))
+    notes: list[str] = []
+    assert train(replace(short(1), compile=True), tmp_path / "run", on_note=notes.append).finished
+    assert any("torch.compile does not work" in note for note in notes)

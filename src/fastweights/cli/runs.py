@@ -119,9 +119,9 @@ def _show_step(meter: Meter, step: Step) -> None:
 
 def demo(
     *,
-    tokens: int = 262_144,
-    needles: int = 1,
-    documents: int = 4,
+    tokens: int = 131_072,
+    needles: int = 8,
+    documents: int = 1,
     text: Annotated[tuple[str, ...], arg(metavar="PATH...")] = (),
     seed: int = 0,
     model: Annotated[str, arg(metavar="NAME|DIR")] = _DEFAULT_MODEL,
