@@ -119,7 +119,7 @@ def _show_step(meter: Meter, step: Step) -> None:
 
 def demo(
     *,
-    tokens: int = 131_072,
+    tokens: int = 262_144,
     needles: int = 8,
     documents: int = 1,
     text: Annotated[tuple[str, ...], arg(metavar="PATH...")] = (),
