@@ -23,12 +23,6 @@ from fastweights.errors import UserError
 
 RULE = Rule(MLP(2, 2.0), L2(), WeightDecay(), Momentum(), chunk_size=4, clip=None)
 
-# TorchDynamo makes a context object when it traces an autograd function without gradients, and looks at every .grad.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning"),
-]
-
 
 @pytest.fixture(autouse=True)
 def eager_again() -> Iterator[None]:

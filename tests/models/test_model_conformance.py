@@ -18,8 +18,6 @@ def test_a_whole_model_has_every_property(wiring: str, rule: str) -> None:
     assert report.ok, report.table()
 
 
-# TorchDynamo makes a context object when it traces an autograd function without gradients.
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_a_model_can_be_compiled_and_recomputed() -> None:
     report = check_model(LanguageModel(config("mal", "titans")), lengths=[7], without=range(3, 10))
     assert report.ok, report.table()

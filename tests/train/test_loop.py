@@ -388,7 +388,6 @@ def test_a_second_interrupt_stops_at_once_and_the_checkpoint_stays(tmp_path: Pat
     assert train(short(9), tmp_path / "run", resume=True).finished
 
 
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning", "ignore:The .grad attribute")
 def test_a_compiled_run_learns_the_same_and_its_compiler_ends_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
