@@ -15,7 +15,7 @@ from fastweights.core.architecture import MLP
 from fastweights.core.bias import L2
 from fastweights.core.compiled import compilable, compiler, use_compiler
 from fastweights.core.conformance_trial import make_trial
-from fastweights.core.gradient import chunk_gradients
+from fastweights.core.gradient import Slow, Sources, chunk_gradients
 from fastweights.core.properties import values_and_gradients
 from fastweights.core.retention import WeightDecay
 from fastweights.core.rule import Rule
@@ -58,7 +58,7 @@ def test_a_token_whose_error_overflows_spoils_no_outer_gradient_when_compiled() 
     v[0, 1, 0] = 1.8e19
 
     def function(k: Tensor, v: Tensor) -> Any:
-        return chunk_gradients(rule, anchor, k, v, True)[:3]
+        return chunk_gradients(rule, anchor, Slow({}, {}), Sources(k, v, None), True)[:3]
 
     want = values_and_gradients(function, (k, v))
     got = values_and_gradients(torch.compile(function, backend="aot_eager"), (k, v))

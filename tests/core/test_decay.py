@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastweights.core.algorithm import Coupling
 from fastweights.core.decay import Coefficients, before, coefficients, products
 
 Array = npt.NDArray[np.float64]
@@ -28,11 +29,13 @@ def gates(width: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return lr, momentum, retain, torch.rand(2, width, generator=generator) > 0.3
 
 
-def walk(lr: Tensor, momentum: Tensor | None, retain: Tensor | None, real: Tensor | None) -> tuple[Array, Array]:
+def walk(
+    lr: Tensor, momentum: Tensor | None, retain: Tensor | None, real: Tensor | None, coupling: Coupling
+) -> tuple[Array, Array]:
     """The recurrence on vectors over (A_0, S_0, u_1 ... u_W): rows of A_t and S_t for t = 1 ... W.
 
-    S_t = momentum_t S_{t-1} - lr_t u_t and A_t = retain_t A_{t-1} + S_t (Titans eqs. 10 and 13); an empty slot makes no
-    step.
+    S_t = momentum_t S_{t-1} - lr_t u_t and A_t = retain_t A_{t-1} + S_t (Titans eqs. 10 and 13), or with Nesterov's
+    momentum_t S_t - lr_t u_t in the place of S_t, or nothing where the momentum waits; an empty slot makes no step.
     """
     width = len(lr)
     memory, surprise = np.eye(width + 2)[0], np.eye(width + 2)[1]
@@ -41,7 +44,12 @@ def walk(lr: Tensor, momentum: Tensor | None, retain: Tensor | None, real: Tenso
         if real is None or real[t]:
             push = -float(lr[t]) * np.eye(width + 2)[2 + t]
             surprise = (float(momentum[t]) * surprise if momentum is not None else 0.0) + push
-            memory = (float(retain[t]) if retain is not None else 1.0) * memory + surprise
+            step = surprise
+            if momentum is not None and coupling == "nesterov":
+                step = float(momentum[t]) * surprise + push
+            if coupling == "deferred":
+                step = np.zeros_like(push)
+            memory = (float(retain[t]) if retain is not None else 1.0) * memory + step
         memories.append(memory)
         surprises.append(surprise)
     return np.stack(memories), np.stack(surprises)
@@ -68,14 +76,16 @@ def expect(c: Coefficients, head: int, memories: Array, surprises: Array, moment
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("decays", [False, True])
-@pytest.mark.parametrize("moves", [False, True])
+@pytest.mark.parametrize("coupling", ["none", "heavy ball", "nesterov", "deferred"])
 @pytest.mark.parametrize("width", WIDTHS)
-def test_coefficients_are_those_of_the_recurrence(width: int, moves: bool, decays: bool, padded: bool) -> None:
+def test_coefficients_are_those_of_the_recurrence(width: int, coupling: Coupling, decays: bool, padded: bool) -> None:
+    moves = coupling != "none"
     lr, momentum, retain, real = gates(width)
     given = lr, momentum if moves else None, retain if decays else None, real if padded else None
-    found = coefficients(*given)
+    found = coefficients(*given, coupling)
     for head in range(2):
-        memories, surprises = walk(*[None if g is None else g[head] for g in given])  # type: ignore[arg-type]
+        one = [None if g is None else g[head] for g in given]
+        memories, surprises = walk(lr[head], one[1], one[2], one[3], coupling)
         expect(found, head, memories, surprises, moves)
         assert torch.equal(found.kept[head, 0], found.carry[head, -1])
         assert torch.equal(found.weight[head, :, 0], found.write[head, -1])
@@ -112,7 +122,7 @@ def test_gradients_pass_through_a_gate_of_exactly_0() -> None:
 @pytest.mark.parametrize("moves", [False, True])
 def test_before_is_one_slot_earlier(moves: bool) -> None:
     lr, momentum, retain, _ = gates(6)
-    after = coefficients(lr, momentum if moves else None, retain, None)
+    after = coefficients(lr, momentum if moves else None, retain, None, "heavy ball")
     earlier = before(after)
     assert torch.equal(earlier.carry[:, 1:], after.carry[:, :-1])
     assert torch.equal(earlier.write[:, 1:], after.write[:, :-1])
@@ -128,10 +138,9 @@ def test_before_is_one_slot_earlier(moves: bool) -> None:
 def test_a_piece_may_be_cut_anywhere() -> None:
     """The coefficients of a whole follow from those of its parts: A_end = carry_2 A_mid + inertia_2 S_mid - ..."""
     lr, momentum, retain, _ = gates(9, seed=3)
-    whole = coefficients(lr, momentum, retain, None)
-    first, second = (
-        coefficients(lr[:, part], momentum[:, part], retain[:, part], None) for part in (slice(4), slice(4, 9))
-    )
+    whole = coefficients(lr, momentum, retain, None, "heavy ball")
+    parts = [[gate[:, part] for gate in (lr, momentum, retain)] for part in (slice(4), slice(4, 9))]
+    first, second = (coefficients(a, b, c, None, "heavy ball") for a, b, c in parts)
     assert whole.inertia is not None
     assert first.inertia is not None
     assert first.fade is not None

@@ -14,7 +14,7 @@ from fastweights.core.algorithm import Momentum
 from fastweights.core.architecture import MLP, Matrix
 from fastweights.core.bias import L2
 from fastweights.core.conformance_trial import Trial, make_trial
-from fastweights.core.engine import grid_for, init_state, read, run, step
+from fastweights.core.engine import grid_for, init_state, read, run, step, weights_in_force
 from fastweights.core.layout import make_layout
 from fastweights.core.retention import WeightDecay
 from fastweights.core.rule import Rule
@@ -53,7 +53,7 @@ def test_steps_are_a_run_of_one_token_each(rule: Rule) -> None:
     want, ended = on(x, state)
     for t in range(6):
         q, k, v, gates = on.inputs(x[:, t : t + 1])
-        now = Gates(*[None if g is None else g[:, :, 0] for g in gates])  # type: ignore[arg-type]
+        now = Gates(*[None if g is None else g[:, :, 0] for g in gates])
         y, state = step(rule, on.initial, q[:, :, 0], k[:, :, 0], v[:, :, 0], now, state)
         torch.testing.assert_close(y, want[:, t], rtol=1e-11, atol=1e-12)
     torch.testing.assert_close(state.dual, ended.dual, rtol=1e-11, atol=1e-12)
@@ -63,7 +63,7 @@ def test_steps_are_a_run_of_one_token_each(rule: Rule) -> None:
 def test_a_gate_per_head_may_come_without_its_last_axis() -> None:
     on = trial(ONLINE)
     q, k, v, gates = on.inputs(on.draw(2, 5, 0))
-    flat = Gates(*[None if g is None else g[..., 0] for g in gates])  # type: ignore[arg-type]
+    flat = Gates(*[None if g is None else g[..., 0] for g in gates])
     want = run(ONLINE, on.initial, q, k, v, gates, on.fresh(2))
     assert torch.equal(run(ONLINE, on.initial, q, k, v, flat, on.fresh(2)).y, want.y)
 
@@ -97,10 +97,11 @@ def test_surprise_is_what_was_felt() -> None:
     felt = on.read(x, on.fresh(1), surprise=True).surprise
     assert felt is not None
     _, k, v, gates = on.inputs(x)
-    prediction = read(RULE, tuple(w[None] for w in on.initial), k)
+    prediction = read(RULE, on.initial, tuple(w[None] for w in on.initial), k)
     torch.testing.assert_close(felt.loss.transpose(1, 2), 0.5 * (prediction - v).square().sum(-1))
     assert gates.retain is not None
     torch.testing.assert_close(felt.retain.transpose(1, 2), gates.retain.mean(-1))
+    assert gates.lr is not None
     torch.testing.assert_close(felt.lr.transpose(1, 2), gates.lr[..., 0])
     assert bool((felt.gradient_norm > 0).all())
     assert not bool(felt.rejected.any())
@@ -127,7 +128,9 @@ def test_reading_is_not_learning() -> None:
     gates["momentum"].zero_()
     still = state._replace(momentum=tuple(torch.zeros_like(w) for w in state.momentum))
     y, ended = on(x, still)
-    torch.testing.assert_close(read(RULE, state.dual, on.inputs(x).q).transpose(1, 2), y, rtol=1e-12, atol=1e-13)
+    in_force = weights_in_force(RULE, on.initial, state)
+    want = read(RULE, on.initial, in_force, on.inputs(x).q).transpose(1, 2)
+    torch.testing.assert_close(want, y, rtol=1e-12, atol=1e-13)
     assert all(torch.equal(a, b) for a, b in zip(ended.dual, state.dual, strict=True))
 
 
@@ -206,7 +209,7 @@ def gate_of_another_scope(q: Tensor, k: Tensor, v: Tensor, gates: Gates) -> Inpu
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (longer_keys, "queries and keys must be [B, H, T, K]"),
+        (longer_keys, "keys [B, H, T, K]"),
         (fewer_values, "values [B, H, T, V]"),
         (no_tokens, "at least one token"),
         (no_momentum, "needs a gate 'momentum'"),

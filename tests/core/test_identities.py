@@ -59,10 +59,10 @@ def answers(rule: Rule, s: Stream, initial: list[Array]) -> tuple[Array, list[Ar
     def row(x: Array) -> Tensor:
         return torch.from_numpy(x)[None, None]
 
-    scopes = zip((s.lr, s.momentum, s.retain), rule.scopes, strict=True)
+    scopes = zip((s.lr, s.momentum, s.retain), rule.scopes[:3], strict=True)
     given = [None if scope is None else row(gate) for gate, scope in scopes]
     start = tuple(torch.from_numpy(w)[None] for w in initial)
-    gates = Gates(*given)  # type: ignore[arg-type]
+    gates = Gates(*given)
     result = run(rule, start, row(s.q), row(s.k), row(s.v), gates, init_state(rule, start, 1))
     return result.y[0, 0].numpy(), [w[0, 0].numpy() for w in result.state.dual]
 

@@ -108,14 +108,39 @@ def test_tiers(name: str) -> None:
 
 
 def test_presets_run_on_the_tier_they_were_made_for() -> None:
-    tiers = {name: preset().tier for name, preset in presets.PRESETS.items()}
+    tiers: dict[str, list[str]] = {}
+    for name, preset in presets.PRESETS.items():
+        tiers.setdefault(preset().tier, []).append(name)
     assert tiers == {
-        "titans": "dual",
-        "titans_linear": "delta",
-        "titans_swiglu": "dual",
-        "linear_attention": "delta",
-        "deltanet": "delta",
-        "gated_deltanet": "delta",
+        "dual": [
+            "titans",
+            "titans_swiglu",
+            "moneta",
+            "yaad",
+            "memora",
+            "ttt_linear",
+            "ttt_mlp",
+            "lact",
+            "dla",
+            "omega_net",
+            "atlas",
+            "tnt",
+        ],
+        "delta": [
+            "titans_linear",
+            "linear_attention",
+            "retnet",
+            "gla",
+            "mamba2",
+            "hgrn2",
+            "deltanet",
+            "gated_deltanet",
+            "longhorn",
+            "rwkv7",
+            "deltaproduct",
+        ],
+        "least squares": ["mesa"],
+        "attention": ["softmax_attention"],
     }
 
 
@@ -128,8 +153,10 @@ def test_maps_and_gate_widths() -> None:
 
 
 def test_scopes_name_the_gates_a_rule_has() -> None:
-    assert presets.deltanet().scopes == ("head", None, None)
-    assert presets.titans().scopes == ("map", "map", "map")
+    assert presets.deltanet().scopes == ("head", None, None, None, None)
+    assert presets.titans().scopes == ("map", "map", "map", None, None)
+    assert presets.yaad().scopes == ("map", None, "map", "head", None)
+    assert presets.softmax_attention().scopes == (None,) * 5
     assert not presets.deltanet().has_momentum
     assert presets.titans().has_momentum
 

@@ -41,7 +41,8 @@ def by_hand(layer: MAC, x: Tensor, pooled: int | None) -> Tensor:
         return [part.unflatten(-1, (heads, size)) for part in layer.heads.qkv(rows).chunk(3, -1)]
 
     def recalled(q: Tensor) -> Tensor:
-        said = read(layer.memory.rule, start, q.transpose(0, 1).unsqueeze(0))[0].transpose(0, 1).flatten(1)
+        said = read(layer.memory.rule, layer.memory.initial_weights(), start, q.transpose(0, 1).unsqueeze(0))[0]
+        said = said.transpose(0, 1).flatten(1)
         token = layer.recall.out(said)
         scale = (token.square().mean(-1, keepdim=True) + layer.recall.norm.eps).sqrt()
         return token / scale * layer.recall.norm.weight

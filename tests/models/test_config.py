@@ -15,7 +15,7 @@ from fastweights.models.language_model import LanguageModel
 
 @pytest.mark.parametrize("preset", presets.PRESETS.values(), ids=presets.PRESETS)
 def test_a_configuration_survives_json(preset: Any) -> None:
-    config = ModelConfig(dim=32, heads=2, wiring="mac", recall="pooled", rule=preset(), segment=32, tied=True)
+    config = ModelConfig(dim=32, heads=2, wiring="mac", recall="pooled", rule=preset(), segment=64, tied=True)
     again = ModelConfig.from_json(config.to_json())
     assert again == config
     assert hash(again) == hash(config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
@@ -11,8 +10,6 @@ from fastweights.cli.terminal import bytes_text, emit, note, say, table
 
 if TYPE_CHECKING:
     from fastweights.core.rule import Rule
-
-_STATE_DIM = 64
 
 
 def models(*, json: bool = False) -> None:
@@ -40,6 +37,7 @@ def rules(*, json: bool = False) -> None:
     Args:
         json: print them as JSON
     """
+    from fastweights.core.explanation import HEAD
     from fastweights.core.presets import PRESETS
 
     found = {name: _facts(preset()) for name, preset in PRESETS.items()}
@@ -48,49 +46,51 @@ def rules(*, json: bool = False) -> None:
         return
     shown = ("architecture", "bias", "retention", "algorithm", "tier", "gates", "chunk_size")
     table(
-        ("rule", *(name.replace("_", " ") for name in shown), f"state of a head of {_STATE_DIM}"),
-        [(name, *(facts[key] for key in shown), bytes_text(facts["state_bytes"])) for name, facts in found.items()],
+        ("rule", *(name.replace("_", " ") for name in shown), f"state of a head of {HEAD}"),
+        [
+            (name, *(facts[key] for key in shown), "grows" if facts["grows"] else bytes_text(facts["state_bytes"]))
+            for name, facts in found.items()
+        ],
     )
 
 
 def _facts(rule: Rule) -> dict[str, Any]:
-    import torch
+    from fastweights.core.explanation import HEAD, state_bytes, written
+    from fastweights.core.types import Gates
 
-    from fastweights.core.engine import init_state
-
-    initial = tuple(torch.zeros(1, m.outputs, m.inputs) for m in rule.maps(_STATE_DIM, _STATE_DIM))
-    state = init_state(rule, initial, batch=1)
-    parts = [*state.dual, *state.momentum, *state.anchor, *state.extra]
     gates = [
-        f"{name} per {scope}" + (f" to {rule.lr_max:g}" if name == "lr" else "")
-        for name, scope in zip(("lr", "momentum", "retain"), rule.scopes, strict=True)
+        f"{name} per {scope}" + (f" to {largest:.3g}" if largest != 1.0 or name == "lr" else "")
+        for name, scope, largest in zip(Gates._fields, rule.scopes, rule.ranges, strict=True)
         if scope is not None
     ]
     return {
-        "architecture": _words(rule.architecture),
-        "bias": _words(rule.bias),
-        "retention": _words(rule.retention),
-        "algorithm": _words(rule.algorithm),
+        "architecture": written(rule.architecture),
+        "bias": written(rule.bias),
+        "retention": written(rule.retention),
+        "algorithm": written(rule.algorithm),
         "tier": rule.tier,
-        "gates": ", ".join(gates),
+        "gates": ", ".join(gates) or "none",
         "chunk_size": rule.chunk_size,
-        "state_dim": _STATE_DIM,
-        "state_bytes": sum(part.nbytes for part in parts),
+        "state_dim": HEAD,
+        "state_bytes": state_bytes(rule)[0],
+        "grows": rule.grows,
     }
 
 
-def _words(choice: Any) -> str:
-    """A choice as one would write it: fields that have their default value are left out."""
-    if not dataclasses.is_dataclass(choice):
-        return f"{choice:g}" if isinstance(choice, float) else repr(choice)
-    given = []
-    for field in dataclasses.fields(choice):
-        value = getattr(choice, field.name)
-        if dataclasses.is_dataclass(value):
-            given.append(_words(value))
-        elif value != field.default and field.init:
-            given.append(f"{field.name}={_words(value)}")
-    return f"{type(choice).__name__}({', '.join(given)})"
+def explain(rule: Annotated[str, arg(metavar="RULE")], /, *, json: bool = False) -> None:
+    """Explain a memory rule: its update as equations and pseudo-code, its gates, its paper, how it runs and why.
+
+    Args:
+        rule: one that `fastweights rules` lists
+        json: print it as JSON
+    """
+    from fastweights.core.explanation import explain_preset
+
+    found = explain_preset(rule)
+    if json:
+        emit(found.to_dict())
+    else:
+        say(found.text())
 
 
 def check(

@@ -2,12 +2,14 @@
 
 The engine hands an architecture different ``linear``s: a plain product, one that records its inputs, or the *dual*
 read that applies the weights of every token without forming them. The gradient of a linear map is the rank-one
-``delta x^T``; an architecture's hand-derived ``backward`` therefore only names, for each map, the gradient ``delta``
-at its output.
+``delta x^T`` (of an elementwise map the product ``delta * x``); an architecture's hand-derived ``backward`` therefore
+only names, for each map, the gradient ``delta`` at its output. ``linear`` also applies the architecture's constants,
+elementwise weights that the outer training learns and no token changes.
 """
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +27,7 @@ from fastweights.errors import UserError
 Linear = Callable[[str, Tensor], Tensor]
 Back = Callable[[str, Tensor], Tensor]
 Record = Callable[[str, Tensor], None]
-Activation = Literal["gelu", "silu", "relu", "tanh"]
+Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "tanh"]
 
 
 def _check(expansion: float, activation: Activation) -> None:
@@ -36,19 +38,28 @@ def _check(expansion: float, activation: Activation) -> None:
 
 
 class Architecture(ABC):
-    """A memory network f(W, x): linear maps and any per-token function between them."""
+    """A memory network f(W, x): linear maps and any per-token function between them.
+
+    ``elementwise`` names those of its maps that are elementwise.
+    """
+
+    elementwise: frozenset[str] = frozenset()
 
     @abstractmethod
     def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
         """The linear maps of the network, in the order they are applied."""
 
+    def constants(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
+        """Elementwise weights that no token changes, named unlike the maps; none by default."""
+        del key_dim, value_dim
+        return ()
+
     @abstractmethod
     def forward(self, linear: Linear, x: Tensor) -> tuple[Tensor, Any]:
         """Applies the network to ``x [..., W, K]``; returns ``[..., W, V]`` and what ``backward`` needs."""
 
-    @abstractmethod
     def backward(self, record: Record, back: Back, tape: Any, grad: Tensor) -> None:
-        """Hand-derived inner gradient.
+        """Hand-derived inner gradient; an architecture without one is differentiated by autograd, more slowly.
 
         Args:
             record: called once per map with its name and the gradient at its output.
@@ -56,22 +67,60 @@ class Architecture(ABC):
             tape: what ``forward`` returned beside its output.
             grad: gradient of the inner loss at the network's output, ``[..., W, V]``.
         """
+        raise NotImplementedError
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether its backward is written by hand."""
+        return type(self).backward is not Architecture.backward
 
     def initial_gain(self, name: str) -> float:
         """Standard deviation, in units of 1/sqrt(inputs), that the learned initial weights of a map start from."""
         del name
         return 1.0
 
+    def initial_constant(self, name: str, index: int) -> float:
+        """The value that a number of a constant starts from."""
+        del name, index
+        return 1.0
+
+
+@dataclass(frozen=True)
+class Vector(Architecture):
+    """One weight per channel, ``f(w, x) = w * x``: the smallest memory (MIRAS table 1). Keys and values of one size."""
+
+    elementwise = frozenset({"vector"})
+
+    def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
+        _one_size("a vector memory", key_dim, value_dim)
+        return (Map("vector", key_dim, 1, elementwise=True),)
+
+    def forward(self, linear: Linear, x: Tensor) -> tuple[Tensor, Any]:
+        return linear("vector", x), None
+
+    def backward(self, record: Record, back: Back, tape: Any, grad: Tensor) -> None:
+        record("vector", grad)
+
+    def initial_gain(self, name: str) -> float:
+        """Zero: it starts empty."""
+        return 0.0
+
 
 @dataclass(frozen=True)
 class Matrix(Architecture):
-    """A single matrix, ``f(W, x) = W x``: the memory of linear attention, DeltaNet and linear Titans."""
+    """A single matrix, ``f(W, x) = W x``: the memory of linear attention, DeltaNet and linear Titans.
+
+    Args:
+        bias: appends a constant 1 to x (TTT-Linear's bias vector).
+    """
+
+    bias: bool = False
 
     def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
-        return (Map("matrix", key_dim, value_dim),)
+        return (Map("matrix", key_dim + self.bias, value_dim),)
 
     def forward(self, linear: Linear, x: Tensor) -> tuple[Tensor, Any]:
-        return linear("matrix", x), None
+        return linear("matrix", _with_one(x) if self.bias else x), None
 
     def backward(self, record: Record, back: Back, tape: Any, grad: Tensor) -> None:
         record("matrix", grad)
@@ -89,11 +138,13 @@ class MLP(Architecture):
         depth: number of linear maps, at least 1.
         expansion: width of the hidden layers as a multiple of the key size (the paper: 4).
         activation: between the maps.
+        bias: appends a constant 1 to every map's input (TTT-MLP's bias vectors).
     """
 
     depth: int = 2
     expansion: float = 4.0
     activation: Activation = "gelu"
+    bias: bool = False
 
     def __post_init__(self) -> None:
         if self.depth < 1:
@@ -103,19 +154,20 @@ class MLP(Architecture):
     def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
         hidden = max(1, round(key_dim * self.expansion))
         sizes = [key_dim, *[hidden] * (self.depth - 1), value_dim]
-        return tuple(Map(f"layer{i + 1}", a, b) for i, (a, b) in enumerate(pairwise(sizes)))
+        return tuple(Map(f"layer{i + 1}", a + self.bias, b) for i, (a, b) in enumerate(pairwise(sizes)))
 
     def forward(self, linear: Linear, x: Tensor) -> tuple[Tensor, Any]:
         before: list[Tensor] = []
         for i in range(1, self.depth):
-            before.append(linear(f"layer{i}", x))
+            before.append(linear(f"layer{i}", _with_one(x) if self.bias else x))
             x = activate(self.activation, before[-1])
-        return linear(f"layer{self.depth}", x), before
+        return linear(f"layer{self.depth}", _with_one(x) if self.bias else x), before
 
     def backward(self, record: Record, back: Back, tape: Any, grad: Tensor) -> None:
         for i in range(self.depth, 1, -1):
             record(f"layer{i}", grad)
-            grad = activate_backward(self.activation, back(f"layer{i}", grad), tape[i - 2])
+            through = back(f"layer{i}", grad)
+            grad = activate_backward(self.activation, through[..., :-1] if self.bias else through, tape[i - 2])
         record("layer1", grad)
 
 
@@ -155,44 +207,162 @@ class GatedMLP(Architecture):
 class Residual(Architecture):
     """Residual and LayerNorm around a memory, ``f(W, x) = x + LN(inner(W, x))`` (Titans camera-ready section 3.3).
 
-    The LayerNorm has no gain or shift of its own: the layer's output norm has them. ``eps`` of at least 1e-3 keeps the
-    gradient through the norm bounded while the inner network is still small. Needs keys and values of one size.
+    ``eps`` of at least 1e-3 keeps the gradient through the norm bounded while the inner network is still small. Needs
+    keys and values of one size.
+
+    Args:
+        inner: the network.
+        eps: of the LayerNorm.
+        affine: the LayerNorm has a learned gain and shift, as TTT's; otherwise the layer's output norm has them.
     """
 
     inner: Architecture = MLP()
     eps: float = 1e-3
+    affine: bool = False
 
     def __post_init__(self) -> None:
         if not 0 < self.eps < float("inf"):
             raise UserError(f"the LayerNorm's eps must be above 0, not {self.eps}")
 
     def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
-        if key_dim != value_dim:
-            raise UserError(f"a residual memory needs keys and values of one size, not {key_dim} and {value_dim}")
+        _one_size("a residual memory", key_dim, value_dim)
         return self.inner.maps(key_dim, value_dim)
+
+    def constants(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
+        own = (Map("gain", value_dim, 1, True), Map("shift", value_dim, 1, True)) if self.affine else ()
+        return (*self.inner.constants(key_dim, value_dim), *own)
 
     def forward(self, linear: Linear, x: Tensor) -> tuple[Tensor, Any]:
         y, tape = self.inner.forward(linear, x)
         centred = y - y.mean(-1, keepdim=True)
         inverse = torch.rsqrt(centred.square().mean(-1, keepdim=True) + self.eps)
         normed = centred * inverse
-        return x + normed, (tape, normed, inverse)
+        if not self.affine:
+            return x + normed, (tape, normed, inverse, None)
+        gain = linear("gain", torch.ones_like(normed))
+        return x + normed * gain + linear("shift", torch.ones_like(normed)), (tape, normed, inverse, gain)
 
     def backward(self, record: Record, back: Back, tape: Any, grad: Tensor) -> None:
-        inner, normed, inverse = tape
+        inner, normed, inverse, gain = tape
+        grad = grad if gain is None else grad * gain
         along = (grad * normed).mean(-1, keepdim=True)
         grad = (grad - grad.mean(-1, keepdim=True) - normed * along) * inverse
         self.inner.backward(record, back, inner, grad)
 
+    @property
+    def closed_form(self) -> bool:
+        """Whether that of the inner network is."""
+        return self.inner.closed_form
+
+    @property
+    def elementwise(self) -> frozenset[str]:  # type: ignore[override]
+        """Those of the inner network."""
+        return self.inner.elementwise
+
     def initial_gain(self, name: str) -> float:
         """A normed network may not start at zero, even if its inner one would."""
         return self.inner.initial_gain(name) or 1.0
+
+    def initial_constant(self, name: str, index: int) -> float:
+        """Gain 1, shift 0."""
+        return 0.0 if name == "shift" else 1.0 if name == "gain" else self.inner.initial_constant(name, index)
+
+
+@dataclass(frozen=True)
+class Polynomial(Architecture):
+    """Polynomial features in front of a memory, ``f(W, x) = inner(W, phi(x))`` (Atlas section 3.1).
+
+    ``phi(x)`` holds every monomial of x up to ``degree``, weighed so that ``<phi(q), phi(k)> = sum_i a_i^2 <q, k>^i``:
+    a truncated series of any kernel of the inner product. The a_i are learned and start at ``sqrt(1 / i!)``, the
+    exponential's. A matrix can then hold O(K^degree) pairs (proposition 2), at O(K^degree) of its size.
+
+    Args:
+        inner: the memory over the features.
+        degree: of the polynomial, 1 to 3.
+    """
+
+    inner: Architecture = Matrix()
+    degree: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.degree <= 3:
+            raise UserError(f"the degree of polynomial features must be 1, 2 or 3, not {self.degree}")
+        if isinstance(self.inner, Residual):
+            raise UserError("polynomial features go around the inner memory: Residual(Polynomial(...))")
+
+    def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
+        return self.inner.maps(math.comb(key_dim + self.degree, self.degree), value_dim)
+
+    def constants(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
+        own = Map("coefficients", self.degree + 1, 1, True)
+        return (*self.inner.constants(key_dim, value_dim), own)
+
+    def forward(self, linear: Linear, x: Tensor) -> tuple[Tensor, Any]:
+        coefficients = linear("coefficients", x.new_ones(*x.shape[:-1], self.degree + 1))
+        parts = [coefficients[..., :1]]
+        for i in range(1, self.degree + 1):
+            found = _monomials(x.shape[-1], i)
+            orders = torch.tensor([_orders(factors) for factors in found], dtype=x.dtype, device=x.device)
+            monomials = orders.sqrt()
+            for place in range(i):
+                monomials = monomials * x[..., [factors[place] for factors in found]]
+            parts.append(coefficients[..., i : i + 1] * monomials)
+        return self.inner.forward(linear, torch.cat(parts, -1))
+
+    def backward(self, record: Record, back: Back, tape: Any, grad: Tensor) -> None:
+        self.inner.backward(record, back, tape, grad)
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether that of the inner network is."""
+        return self.inner.closed_form
+
+    @property
+    def elementwise(self) -> frozenset[str]:  # type: ignore[override]
+        """Those of the inner network."""
+        return self.inner.elementwise
+
+    def initial_gain(self, name: str) -> float:
+        return self.inner.initial_gain(name)
+
+    def initial_constant(self, name: str, index: int) -> float:
+        """The root of 1 / i!."""
+        if name != "coefficients":
+            return self.inner.initial_constant(name, index)
+        return math.factorial(index) ** -0.5
+
+
+def _monomials(size: int, degree: int) -> list[tuple[int, ...]]:
+    """The monomials of ``size`` variables of one degree (up to 3), as rising indices of their factors."""
+    # Written out, because a compiler follows loops where it stops at itertools.
+    if degree == 1:
+        return [(i,) for i in range(size)]
+    if degree == 2:
+        return [(i, j) for i in range(size) for j in range(i, size)]
+    return [(i, j, k) for i in range(size) for j in range(i, size) for k in range(j, size)]
+
+
+def _orders(factors: tuple[int, ...]) -> int:
+    """In how many orders the factors of a monomial can stand."""
+    different = len(set(factors))
+    return (1, 1, 2, 6)[different] if len(factors) == different else (1 if different == 1 else 3)
+
+
+def _with_one(x: Tensor) -> Tensor:
+    return torch.cat([x, torch.ones_like(x[..., :1])], -1)
+
+
+def _one_size(what: str, key_dim: int, value_dim: int) -> None:
+    if key_dim != value_dim:
+        raise UserError(f"{what} needs keys and values of one size, not {key_dim} and {value_dim}")
 
 
 def activate(kind: Activation, x: Tensor) -> Tensor:
     """The activation itself."""
     if kind == "gelu":
         return F.gelu(x)
+    if kind == "gelu_tanh":
+        return F.gelu(x, approximate="tanh")
     if kind == "silu":
         return F.silu(x)
     return torch.relu(x) if kind == "relu" else torch.tanh(x)
@@ -202,6 +372,11 @@ def activate_backward(kind: Activation, grad: Tensor, x: Tensor) -> Tensor:
     """``grad`` times the activation's derivative at ``x``; itself differentiable."""
     if kind == "gelu":
         return gelu_slope(grad, x)
+    if kind == "gelu_tanh":
+        inner = math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)
+        t = torch.tanh(inner)
+        slope = math.sqrt(2.0 / math.pi) * (1.0 + 0.134145 * x.square())
+        return grad * (0.5 * (1.0 + t) + 0.5 * x * (1.0 - t.square()) * slope)
     if kind == "silu":
         s = torch.sigmoid(x)
         return grad * (s * (1 + x * (1 - s)))

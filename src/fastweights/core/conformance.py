@@ -30,11 +30,14 @@ import torch
 from fastweights.core import conformance_equality as equality
 from fastweights.core import conformance_limits as limits
 from fastweights.core import conformance_stream as stream
+from fastweights.core.algorithm import Hierarchy
 from fastweights.core.conformance_trial import Trial, make_trial, value_size
 from fastweights.core.delta import BLOCK
 from fastweights.core.presets import PRESETS
 from fastweights.core.properties import Verdict, not_applicable
+from fastweights.core.retention import Reset
 from fastweights.core.rule import Rule, Tier
+from fastweights.errors import UserError
 
 FULL: tuple[tuple[int, int], ...] = tuple(product((1, 4, 7, 16), (1, 3, 7, 16, 33)))
 """Pairs of chunk size and length of the full grid."""
@@ -161,18 +164,19 @@ def check_rule(
     test("2 inner gradients", None, None, partial(equality.inner_gradients, rule, key_dim, value_dim))
     tiers: dict[Tier, list[Trial]] = {}
     for chunk, pairs in groupby(sorted(set(grid)), key=lambda pair: pair[0]):
-        if rule.decay_before_grad and chunk > 1:
-            reason = "decay_before_grad is only defined online, at chunk size 1"
-            test("1 chunk sizes above 1", chunk, None, partial(not_applicable, reason))
+        try:
+            resized = _resized(rule, chunk)
+        except UserError as reason:
+            test(f"1 defined at chunk size {chunk}", chunk, None, partial(not_applicable, str(reason)))
             continue
-        trial = make_trial(replace(rule, chunk_size=chunk), key_dim, value_dim)
-        tiers.setdefault(trial.rule.tier, []).append(trial)
+        trial = make_trial(resized, key_dim, value_dim)
+        tiers.setdefault(trial.rule.tiers[0], []).append(trial)
         longest = 0
         for _, length in pairs:
             longest = length
             for name, at_length in PER_LENGTH.items():
                 test(name, chunk, length, partial(at_length, trial, length))
-        if trial.rule.tier == "delta":
+        if trial.rule.tiers[0] in ("delta", "least squares"):
             for name in _ACROSS_BLOCKS:
                 test(name, chunk, 2 * BLOCK + 2, partial(PER_LENGTH[name], trial, 2 * BLOCK + 2))
         for name, at_longest in _narrow(seeds).items():
@@ -182,10 +186,24 @@ def check_rule(
     for trials in tiers.values():
         test("8 10,000 repeats", trials[-1].rule.chunk_size, None, partial(limits.repeated_token, trials[-1]))
     # On the rule's own tier where the grid has it; at chunk size 1 a graph holds a copy of the loop's body per token.
-    for trials in [tiers[rule.tier]] if rule.tier in tiers else tiers.values():
+    for trials in [tiers[rule.tiers[0]]] if rule.tiers[0] in tiers else tiers.values():
         few = min(trials, key=lambda trial: (trial.rule.online, trial.rule.chunk_size))
         test("10 one graph", few.rule.chunk_size, None, partial(limits.one_graph, few))
     return Report(title, tuple(sorted(findings, key=lambda found: _number(found.property))))
+
+
+def _resized(rule: Rule, chunk: int) -> Rule:
+    """The rule at another chunk size; what is counted in chunks keeps its number of them.
+
+    Raises:
+        UserError: it is not defined there.
+    """
+    retention, algorithm = rule.retention, rule.algorithm
+    if isinstance(retention, Reset):
+        retention = replace(retention, every=chunk * max(1, min(2, retention.every // rule.chunk_size)))
+    if isinstance(algorithm, Hierarchy):
+        algorithm = replace(algorithm, local_chunks=(chunk,), shard=2 * chunk)
+    return replace(rule, chunk_size=chunk, retention=retention, algorithm=algorithm)
 
 
 def check_presets(grid: Literal["full", "quick"] = "full") -> Iterator[Report]:

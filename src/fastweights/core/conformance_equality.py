@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from fastweights.core.conformance_trial import Trial, make_trial, moving
-from fastweights.core.gradient import chunk_gradients
+from fastweights.core.gradient import Slow, Sources, chunk_gradients
+from fastweights.core.network import outer
 from fastweights.core.properties import Verdict, error, identical, not_applicable, within, worst
 from fastweights.core.rule import Rule
 from fastweights.core.types import MemoryState
+from fastweights.errors import UserError
 
 EXACT = 1e-10
 """Largest relative error in float64."""
@@ -58,7 +60,7 @@ def outcome(trial: Trial, scene: Scene) -> dict[str, Tensor]:
     found = {"reads": answer.y.movedim(2, 0)}
     if answer.surprise is not None:
         found |= {name: getattr(answer.surprise, name).movedim(2, 0) for name in ("loss", "gradient_norm")}
-    for name in ("dual", "momentum", "anchor"):
+    for name in ("dual", "momentum", "anchor", "extra"):
         found |= {f"{name} {i}": w.movedim(1, 0) for i, w in enumerate(getattr(answer.state, name))}
     generator = torch.Generator().manual_seed(7)
     weighed = [
@@ -66,7 +68,7 @@ def outcome(trial: Trial, scene: Scene) -> dict[str, Tensor]:
     ]
     leaves = [x, *initial]
     if scene.state is not None:
-        leaves = [x, *state.dual, *state.momentum, *state.anchor]
+        leaves = [x, *state.dual, *state.momentum, *state.anchor, *state.extra]
     if answer.surprise is not None:
         found["rejected"] = answer.surprise.rejected.movedim(2, 0)
     grads = torch.autograd.grad(torch.stack(weighed).sum(), leaves, allow_unused=True, materialize_grads=True)
@@ -101,7 +103,7 @@ def rounding(trial: Trial, time: int, seeds: int, dtype: torch.dtype, factor: fl
     Both are measured against the float64 loop on the same (rounded) inputs. Every draw is a head of one call. The two
     errors of a draw are compared with each other, and the median over draws decides: a draw can be badly conditioned.
     """
-    if trial.rule.tier == "reference":
+    if trial.rule.tiers[0] == "reference":
         return not_applicable("the rule runs on the reference itself")
     single = make_trial(trial.rule, trial.key_dim, trial.value_dim, heads=seeds).to(torch.float32)
     verdicts = []
@@ -126,47 +128,73 @@ def rounding(trial: Trial, time: int, seeds: int, dtype: torch.dtype, factor: fl
 
 def widened(state: MemoryState) -> MemoryState:
     """The state in float64."""
-    dual, momentum, anchor = (tuple(w.double() for w in part) for part in state[:3])
-    return state._replace(dual=dual, momentum=momentum, anchor=anchor)
+    dual, momentum, anchor, extra = (tuple(w.double() for w in part) for part in (*state[:3], state.extra))
+    return MemoryState(dual, momentum, anchor, state.position, extra)
 
 
 def inner_gradients(rule: Rule, key_dim: int, value_dim: int, seeds: int = 3) -> Verdict:
     """Property 2: the hand-derived gradient, loss, norm and clip of every token equal autograd's."""
+    if rule.tiers[0] in ("attention", "least squares"):
+        return not_applicable("the rule takes no inner gradients")
     verdicts = []
     for seed in range(seeds):
         trial = make_trial(rule, key_dim, value_dim, seed=seed)
         found = trial.inputs(trial.draw(1, 8, seed))
-        k, v = found.k[0], found.v[0]
-        names = [m.name for m in rule.maps(key_dim, value_dim)]
-        anchor = dict(zip(names, trial.initial, strict=True))
-        loss, want = autograd_gradients(rule, anchor, k, v)
+        threshold = None if found.gates.threshold is None else found.gates.threshold[0]
+        sources = Sources(found.k[0][..., :key_dim], found.v[0][..., :value_dim], threshold)
+        names = [m.name for m in rule.architecture.maps(key_dim, value_dim)]
+        anchor = dict(zip(names, trial.initial[: len(names)], strict=True))
+        fixed = [m.name for m in rule.architecture.constants(key_dim, value_dim)]
+        constants = dict(zip(fixed, trial.initial[len(trial.initial) - len(fixed) :], strict=True))
+        loss, want = autograd_gradients(rule, anchor, constants, sources)
         norm = torch.stack([g.square().sum((-1, -2)) for g in want.values()]).sum(0).sqrt()
         clip = float(norm.median())
+        scaled = rule.architecture.elementwise
         for bound in (None, clip):
-            got = chunk_gradients(replace(rule, clip=bound), anchor, k, v, careful=True)
+            clipped = rule if bound == rule.clip else _with_clip(rule, bound)
+            if clipped is None:
+                continue
+            got = chunk_gradients(clipped, anchor, Slow({}, constants), sources, careful=True)
             share = torch.ones_like(norm) if bound is None else (bound / norm).clamp_max(1.0)
             for name in names:
-                formed = got.deltas[name].unsqueeze(-1) * got.inputs[name].unsqueeze(-2)
+                formed = outer(got.deltas[name], got.inputs[name], name in scaled)
                 verdicts.append(within(formed, want[name] * share[..., None, None], EXACT, f"{name}, clip {bound}: "))
             verdicts.append(within(got.felt, (loss, norm, torch.zeros_like(norm, dtype=torch.bool)), EXACT, "felt: "))
-        verdicts.append(bias_gradient(rule, v, torch.roll(v, 1, 1)))
+        verdicts.append(bias_gradient(rule, sources.v, torch.roll(sources.v, 1, 1), threshold))
     return worst(verdicts)
 
 
-def autograd_gradients(rule: Rule, anchor: dict[str, Tensor], k: Tensor, v: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def _with_clip(rule: Rule, bound: float | None) -> Rule | None:
+    """The rule with another clip, ``None`` where it takes none."""
+    try:
+        return replace(rule, clip=bound)
+    except UserError:
+        return None
+
+
+def autograd_gradients(
+    rule: Rule, anchor: dict[str, Tensor], constants: dict[str, Tensor], sources: Sources
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Loss ``[H, T]`` of every token, and its gradient with respect to weights of its own, ``[H, T, out, in]``."""
-    own = {name: w[:, None].repeat(1, k.shape[1], 1, 1).requires_grad_() for name, w in anchor.items()}
-    prediction, _ = rule.architecture.forward(lambda name, h: (own[name] @ h.unsqueeze(-1)).squeeze(-1), k)
-    loss = rule.bias.loss(prediction, v)
+    scaled = rule.architecture.elementwise
+    own = {name: w[:, None].repeat(1, sources.k.shape[1], 1, 1).requires_grad_() for name, w in anchor.items()}
+
+    def linear(name: str, h: Tensor) -> Tensor:
+        if name in constants:
+            return h * constants[name]
+        return h * own[name].squeeze(-2) if name in scaled else (own[name] @ h.unsqueeze(-1)).squeeze(-1)
+
+    prediction, _ = rule.architecture.forward(linear, sources.k)
+    loss = rule.bias.loss(prediction, sources.v, sources.threshold)
     return loss.detach(), dict(zip(own, torch.autograd.grad(loss.sum(), list(own.values())), strict=True))
 
 
-def bias_gradient(rule: Rule, prediction: Tensor, target: Tensor) -> Verdict:
+def bias_gradient(rule: Rule, prediction: Tensor, target: Tensor, threshold: Tensor | None) -> Verdict:
     """The bias alone: its gradient equals autograd's, and the two numbers of ``affine`` if it declares them."""
     prediction = prediction.detach().requires_grad_()
-    loss = rule.bias.loss(prediction, target)
+    loss = rule.bias.loss(prediction, target, threshold)
     want = torch.autograd.grad(loss.sum(), prediction)[0]
-    verdicts = [within(rule.bias.gradient(prediction.detach(), target), want, EXACT, "bias: ")]
+    verdicts = [within(rule.bias.gradient(prediction.detach(), target, threshold), want, EXACT, "bias: ")]
     affine = rule.bias.affine()
     if affine is not None:
         claimed = affine.slope * prediction.detach() - affine.gain * target

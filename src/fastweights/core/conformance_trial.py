@@ -12,7 +12,7 @@ from torch import Tensor
 from fastweights.core.engine import init_state, run
 from fastweights.core.layout import make_layout, pack, unpack
 from fastweights.core.rule import Rule, Tier
-from fastweights.core.types import Gates, MemoryState, Surprise, gate_width
+from fastweights.core.types import Gates, Map, MemoryState, Surprise
 from fastweights.errors import UserError
 
 
@@ -46,7 +46,7 @@ class Trial:
 
     Args:
         rule: the rule.
-        initial: W_0, ``[H, outputs, inputs]`` per map.
+        initial: W_0, ``[H, outputs, inputs]`` per map, then the constants.
         key_dim: K.
         value_dim: V.
         tier: run on this tier instead of the rule's best.
@@ -66,10 +66,10 @@ class Trial:
     @property
     def parts(self) -> dict[str, int]:
         """What a token brings, by name, and how many numbers each is."""
-        maps = self.rule.maps(self.key_dim, self.value_dim)
-        gates = zip(Gates._fields, self.rule.scopes, strict=True)
-        widths = {name: gate_width(scope, maps) for name, scope in gates if scope is not None}
-        return {"q": self.key_dim, "k": self.key_dim, "v": self.value_dim} | widths
+        widths = self.rule.gate_widths(self.key_dim, self.value_dim)
+        gates = {name: width for name, width in zip(Gates._fields, widths, strict=True) if width}
+        k, v = self.rule.keys * self.key_dim, self.rule.values * self.value_dim
+        return {"q": self.key_dim, "k": k, "v": v} | gates
 
     @property
     def gate_names(self) -> list[str]:
@@ -83,7 +83,7 @@ class Trial:
     def inputs(self, x: Tensor) -> Inputs:
         """``x [B, T, H, F]`` as the engine takes it."""
         found = self.split(x.transpose(1, 2))
-        return Inputs(found["q"], found["k"], found["v"], Gates(*[found.get(name) for name in Gates._fields]))  # type: ignore[arg-type]
+        return Inputs(found["q"], found["k"], found["v"], Gates(*[found.get(name) for name in Gates._fields]))
 
     def read(
         self,
@@ -118,6 +118,7 @@ class Trial:
             spans: intervals of some gates instead of the usual ones.
         """
         usual = {"lr": Span(0.1, 1.0), "momentum": Span(0.1, 0.9), "retain": Span(0.7, 0.99)}
+        usual |= {"threshold": Span(0.3, 2.0), "importance": Span(0.2, 1.0)}
         usual["lr"] = Span(*[share * min(0.3, self.rule.lr_max) for share in usual["lr"]])
         generator = torch.Generator().manual_seed(seed)
         found = []
@@ -129,25 +130,22 @@ class Trial:
                 continue
             values = torch.randn(shape, generator=generator, dtype=torch.float64)
             if name != "v":
+                values = values.unflatten(-1, (-1, self.key_dim))
                 values = F.normalize(values, dim=-1) if self.rule.normalise_qk else values * self.key_dim**-0.5
+                values = values.flatten(-2)
             found.append(values)
         return torch.cat(found, -1).to(self.initial[0].dtype)
 
     def fresh(self, batch: int) -> MemoryState:
         """The state of ``batch`` rows that have read nothing."""
-        return init_state(self.rule, self.initial, batch)
+        return init_state(self.rule, self.initial, batch, (self.key_dim, self.value_dim))
 
     def midway(self, batch: int, seed: int) -> MemoryState:
-        """A random state in the middle of a document; row 0 stands at a chunk's start, the others inside one."""
-        generator = torch.Generator().manual_seed(seed)
-
-        def near(w: Tensor) -> Tensor:
-            noise = torch.randn(w.shape, generator=generator, dtype=torch.float64) / w.shape[-1] ** 0.5
-            return w.detach() + (0.3 * noise).to(w.dtype)
-
-        state = self.fresh(batch)
-        dual, momentum, anchor = (tuple(near(w) for w in part) for part in state[:3])
-        return state._replace(dual=dual, momentum=momentum, anchor=anchor, position=5 * torch.arange(batch))
+        """A state in the middle of a document; row 0 stands at a chunk's start, the others inside one."""
+        ahead = 2 * self.rule.chunk_size + 5 * torch.arange(batch)
+        x = self.draw(batch, int(ahead.max()), seed + 1000)
+        with torch.no_grad():
+            return self.on(None)(x, self.fresh(batch), torch.arange(x.shape[1]) < ahead[:, None])[1]
 
     def on(self, tier: Tier | None) -> Trial:
         """The same trial on another tier."""
@@ -170,11 +168,13 @@ def value_size(rule: Rule, key_dim: int) -> int:
 def make_trial(rule: Rule, key_dim: int, value_dim: int, heads: int = 2, seed: int = 0) -> Trial:
     """A trial in float64; initial weights are random and not small, so that no gradient vanishes."""
     generator = torch.Generator().manual_seed(seed)
-    initial = tuple(
-        0.6 * torch.randn(heads, m.outputs, m.inputs, generator=generator, dtype=torch.float64) / m.inputs**0.5
-        for m in rule.maps(key_dim, value_dim)
-    )
-    return Trial(rule, initial, key_dim, value_dim)
+
+    def draw(m: Map, spread: float) -> Tensor:
+        return spread * torch.randn(heads, m.outputs, m.inputs, generator=generator, dtype=torch.float64)
+
+    maps = [draw(m, 0.6 * m.inputs**-0.5 * m.learned) for m in rule.maps(key_dim, value_dim)]
+    constants = [1.0 + draw(m, 0.2) for m in rule.constants(key_dim, value_dim)]
+    return Trial(rule, (*maps, *constants), key_dim, value_dim)
 
 
 def moving(tree: Any) -> Any:

@@ -6,7 +6,8 @@ inner gradient, ``e`` momentum and ``a`` retention) is linear, so with A_s and S
     A_t = carry_t A_s + inertia_t S_s - sum_{i<=t} write_{t,i} u_i,     write = D diag(real) E diag(lr)
     S_t = fade_t S_s                 - sum_{i<=t} push_{t,i} u_i,       push = E diag(lr)
 
-where ``D_{t,s} = a_{s+1} ... a_t`` and ``E_{s,i} = e_{i+1} ... e_s``. Products are built by multiplications alone, so
+where ``D_{t,s} = a_{s+1} ... a_t`` and ``E_{s,i} = e_{i+1} ... e_s``. Nesterov's step puts ``diag(e) E + I`` in the
+place of E in ``write``, a deferred momentum 0. Products are built by multiplications alone, so
 gates of exactly 0 and 1 are exact, nothing is divided and nothing overflows.
 """
 
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from fastweights.core.algorithm import Coupling
 from fastweights.core.compiled import compilable
 
 NEGLIGIBLE = 1e-20
@@ -80,7 +82,9 @@ class _Products(torch.autograd.Function):
 
 
 @compilable
-def coefficients(lr: Tensor, momentum: Tensor | None, retain: Tensor | None, real: Tensor | None) -> Coefficients:
+def coefficients(
+    lr: Tensor, momentum: Tensor | None, retain: Tensor | None, real: Tensor | None, coupling: Coupling
+) -> Coefficients:
     """Coefficients of every piece at once from gates ``[..., W]``; ``real`` is True where a slot holds a token.
 
     In an empty slot the step is the identity (no gate value does that). Cost O(W^2), O(W^3) with momentum.
@@ -104,13 +108,30 @@ def coefficients(lr: Tensor, momentum: Tensor | None, retain: Tensor | None, rea
     # What is left, at slot s, of the momentum at the start is past[s, 0] times the first gate.
     first = momentum[..., :1].unsqueeze(-1)
     taken = decay if real is None else decay * real.unsqueeze(-2).to(decay.dtype)
-    weighed = taken @ past
+    if coupling == "nesterov":
+        taken = taken * momentum.unsqueeze(-2)
+    weighed = torch.zeros_like(taken) if coupling == "deferred" else taken @ past
     inertia = weighed[..., :, :1] * first
+    if coupling == "nesterov":
+        weighed = weighed + decay
     write = weighed * lr.unsqueeze(-2)
     push = (past[..., -1, :] * lr).unsqueeze(-1)
     fade = past[..., -1:, :1] * first
     end = carry[..., -1:, :], inertia[..., -1:, :], write[..., -1, :, None]
     return Coefficients(carry, inertia, write, *end, fade, push)
+
+
+def widened(c: Coefficients, band: Tensor) -> Coefficients:
+    """The coefficients of S source tokens instead of W steps: a step writes ``band [..., W, S]`` of each source."""
+    push = None if c.push is None else band.transpose(-1, -2) @ c.push
+    return c._replace(write=c.write @ band, weight=band.transpose(-1, -2) @ c.weight, push=push)
+
+
+def first_slot(c: Coefficients) -> Coefficients:
+    """The coefficients of the piece's first slot alone, as far as the dual needs them."""
+    gained = None if c.inertia is None else c.inertia[..., :1, :]
+    start = c.carry[..., :1, :], gained, c.write[..., :1, :1]
+    return Coefficients(*start, *start, None, None)
 
 
 def before(c: Coefficients) -> Coefficients:

@@ -14,32 +14,53 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastweights.core.algorithm import ImplicitStep
 from fastweights.core.bias import Affine
+from fastweights.core.channels import run_channels
 from fastweights.core.decay import Coefficients, before, coefficients
-from fastweights.core.gradient import Chunks, Felt, Memory, Outcome, Weights, gradient_bound, open_chunk
+from fastweights.core.gradient import Chunks, Felt, Memory, Outcome, Slow, gradient_bound
+from fastweights.core.network import Weights
+from fastweights.core.opening import choose
 from fastweights.core.rule import Rule
 
 BLOCK = 64
 """Tokens solved together."""
 
+CHANNEL_BLOCK = 16
+"""The same where gates differ per key channel: work grows with the block times K."""
 
-def run_delta(rule: Rule, chunks: Chunks, memory: Memory, initial: Weights, surprise: bool) -> Outcome | None:
+
+def _per_channel(rule: Rule) -> bool:
+    return rule.erase_key or "key" in rule.scopes[:3]
+
+
+def block(rule: Rule) -> int:
+    """Tokens that this rule solves together."""
+    return CHANNEL_BLOCK if _per_channel(rule) else BLOCK
+
+
+def run_delta(rule: Rule, chunks: Chunks, memory: Memory, slow: Slow, surprise: bool) -> Outcome | None:
     """Runs a rule over its chunks; see :func:`fastweights.core.engine.run`.
 
     Returns ``None`` where an inner gradient is not finite: one solve for many tokens cannot leave a single one out.
     """
+    if _per_channel(rule):
+        return run_channels(rule, chunks, memory, slow, surprise)
     affine = rule.bias.affine()
     assert affine is not None, "Rule.tier sends only affine gradients here"
     k, v = chunks.k, chunks.v
     momentum = None if chunks.momentum is None else chunks.momentum[..., 0]
     retain = None if chunks.retain is None else chunks.retain[..., 0]
-    plan = coefficients(chunks.lr[..., 0], momentum, retain, chunks.real)
+    lr = chunks.lr[..., 0]
+    if isinstance(rule.algorithm, ImplicitStep):
+        lr = lr / (1.0 + affine.slope * lr * torch.linalg.vecdot(k, k))
+    plan = coefficients(lr, momentum, retain, chunks.real, rule.algorithm.coupling)
     earlier = before(plan)
     if rule.decay_before_grad and retain is not None:
         decay = retain.unsqueeze(-1)
         shifted = None if earlier.inertia is None else earlier.inertia * decay
         earlier = earlier._replace(carry=earlier.carry * decay, inertia=shifted, write=earlier.write * decay)
-    path, memory = _walk(plan, _solve(affine, earlier, k, v), k, chunks.reset, memory, initial)
+    path, memory = _walk(plan, _solve(affine, earlier, k, v), k, chunks.reset, memory, slow.initial)
     bound = gradient_bound({"matrix": k}, {"matrix": path.errors})
     if not torch.compiler.is_compiling() and not bool(torch.isfinite(bound)):
         return None
@@ -95,7 +116,9 @@ def _walk(
     duals, momenta, errors = [], [], []
     for n, error in enumerate(constants):
         if reset is not None:
-            memory = open_chunk(memory, initial, None, reset[n])
+            zeros = {name: torch.zeros_like(w) for name, w in memory.momentum.items()}
+            dual, momentum = choose(reset[n], initial, memory.dual), choose(reset[n], zeros, memory.momentum)
+            memory = Memory(dual, momentum, {})
         a = memory.dual["matrix"]
         duals.append(a)
         if with_dual is not None:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from fastweights.core.architecture import Linear
 from fastweights.core.compiled import compilable
-from fastweights.core.decay import Coefficients, before, coefficients
+from fastweights.core.decay import Coefficients, before, coefficients, first_slot, widened
 from fastweights.core.fused import read_product, write_product
 from fastweights.core.gradient import (
     Chunks,
@@ -28,30 +28,30 @@ from fastweights.core.gradient import (
     Gradients,
     Memory,
     Outcome,
-    Weights,
+    Slow,
+    Sources,
     chunk_gradients,
     gather_felt,
-    open_chunk,
     trust_first,
 )
+from fastweights.core.network import Weights, plain, total
+from fastweights.core.opening import Opening, lag_token, open_chunk
 from fastweights.core.rule import Rule
 
 
-def run_dual(rule: Rule, chunks: Chunks, memory: Memory, initial: Weights, surprise: bool) -> Outcome:
+def run_dual(rule: Rule, chunks: Chunks, memory: Memory, slow: Slow, surprise: bool) -> Outcome:
     """Runs a rule over its chunks; see :func:`fastweights.core.engine.run`."""
-    inputs = _inputs(chunks, len(memory.dual))
-    return trust_first(partial(_run, rule, inputs, memory, initial, _writing(chunks, surprise)), surprise)
+    inputs = _inputs(rule, chunks, len(memory.dual))
+    return trust_first(partial(_run, rule, inputs, memory, slow, _writing(rule, chunks, surprise)), surprise)
 
 
 class _Inputs(NamedTuple):
     """One chunk of :class:`Chunks`; ``plans``: coefficients of each map, or one for all."""
 
     q: Tensor
-    k: Tensor
-    v: Tensor
+    sources: Sources
     plans: tuple[Coefficients, ...]
-    reset: Tensor | None
-    fresh: Tensor | None
+    opening: Opening
 
 
 class _Step(NamedTuple):
@@ -63,47 +63,69 @@ class _Step(NamedTuple):
     bound: Tensor | None
 
 
-def _inputs(chunks: Chunks, maps: int) -> list[_Inputs]:
-    plans = zip(*[_unbind(plan) for plan in _plans(chunks, maps)], strict=True)
+def _inputs(rule: Rule, chunks: Chunks, maps: int) -> list[_Inputs]:
+    plans = zip(*[_unbind(plan) for plan in _plans(rule, chunks, maps)], strict=True)
+    return [
+        _Inputs(q, sources, plan, opening)
+        for q, sources, plan, opening in zip(
+            chunks.q.unbind(0), unbind_sources(chunks), plans, unbind_openings(chunks), strict=True
+        )
+    ]
+
+
+def unbind_sources(chunks: Chunks) -> list[Sources]:
+    """The source tokens of every chunk."""
     nothing = [None] * len(chunks.q)
-    resets = nothing if chunks.reset is None else chunks.reset.unbind(0)
+    thresholds = nothing if chunks.threshold is None else chunks.threshold.unbind(0)
+    return [Sources(*parts) for parts in zip(chunks.k.unbind(0), chunks.v.unbind(0), thresholds, strict=True)]
+
+
+def unbind_openings(chunks: Chunks) -> list[Opening]:
+    """How every chunk opens."""
+    nothing = [None] * len(chunks.q)
     fresh = nothing if chunks.fresh is None else chunks.fresh.unbind(0)
-    parts = chunks.q.unbind(0), chunks.k.unbind(0), chunks.v.unbind(0), plans, resets, fresh
-    return [_Inputs(*part) for part in zip(*parts, strict=True)]
+    resets = nothing if chunks.reset is None else chunks.reset.unbind(0)
+    return [Opening(*parts) for parts in zip(fresh, resets, chunks.start.unbind(0), strict=True)]
 
 
-def _writing(chunks: Chunks, surprise: bool) -> list[bool]:
+def _writing(rule: Rule, chunks: Chunks, surprise: bool) -> list[bool]:
     """Nothing surprising, no work: a chunk with lr = 0 everywhere needs no gradients at inference."""
-    if surprise or torch.compiler.is_compiling() or torch.is_grad_enabled():
+    if surprise or rule.retention.lag or torch.compiler.is_compiling() or torch.is_grad_enabled():
         return [True] * len(chunks.lr)
     return chunks.lr.flatten(1).any(1).tolist()
 
 
 def _run(
-    rule: Rule, inputs: list[_Inputs], memory: Memory, initial: Weights, writing: list[bool], careful: bool
+    rule: Rule, inputs: list[_Inputs], memory: Memory, slow: Slow, writing: list[bool], careful: bool
 ) -> tuple[Outcome, list[Tensor]]:
     steps = []
     for one, writes in zip(inputs, writing, strict=True):
-        steps.append(_step(rule, memory, initial, one, writes, careful))
+        steps.append(_step(rule, memory, slow, one, writes, careful))
         memory = steps[-1].memory
     y = torch.stack([step.y for step in steps])
-    outcome = Outcome(y, memory, gather_felt([step.felt for step in steps]))
+    outcome = Outcome(y, memory, gather_felt([step.felt for step in steps], y.shape[2]))
     return outcome, [step.bound for step in steps if step.bound is not None]
 
 
 @compilable
-def _step(rule: Rule, memory: Memory, initial: Weights, one: _Inputs, writes: bool, careful: bool) -> _Step:
+def _step(rule: Rule, memory: Memory, slow: Slow, one: _Inputs, writes: bool, careful: bool) -> _Step:
     """Reads one chunk, and writes it unless it has nothing to write."""
-    memory = open_chunk(memory, initial, one.fresh, one.reset)
+    memory = open_chunk(rule, memory, slow, one.opening)
     plan = dict(zip(memory.dual, cycle(one.plans)))
     if not writes:
-        return _Step(_answer(rule, memory, None, plan, one.q), _advance(memory, None, plan), None, None)
-    gradients = chunk_gradients(rule, memory.anchor, one.k, one.v, careful)
-    y = _answer(rule, memory, gradients, plan, one.q)
-    return _Step(y, _advance(memory, gradients, plan), gradients.felt, gradients.bound)
+        y = _answer(rule, memory, slow, None, plan, one.q)
+        return _Step(y, _advance(rule, memory, None, plan), None, None)
+    if rule.retention.lag:
+        memory, gradients = _lagging(rule, memory, slow, one, plan, careful)
+    else:
+        gradients = chunk_gradients(rule, memory.anchor, slow, one.sources, careful)
+    if rule.algorithm.erases:
+        gradients = _erasing(gradients, memory, plan)
+    y = _answer(rule, memory, slow, gradients, plan, one.q)
+    return _Step(y, _advance(rule, memory, gradients, plan), gradients.felt, gradients.bound)
 
 
-def _plans(chunks: Chunks, maps: int) -> list[Coefficients]:
+def _plans(rule: Rule, chunks: Chunks, maps: int) -> list[Coefficients]:
     """Coefficients of each map, all chunks at once; one for all where every gate is per head."""
 
     def gate(values: Tensor | None, i: int) -> Tensor | None:
@@ -114,7 +136,9 @@ def _plans(chunks: Chunks, maps: int) -> list[Coefficients]:
     for i in range(maps if finer else 1):
         lr = gate(chunks.lr, i)
         assert lr is not None
-        plans.append(coefficients(lr, gate(chunks.momentum, i), gate(chunks.retain, i), chunks.real))
+        gates = lr, gate(chunks.momentum, i), gate(chunks.retain, i)
+        plan = coefficients(*gates, chunks.real, rule.algorithm.coupling)
+        plans.append(plan if chunks.band is None else widened(plan, chunks.band))
     return plans
 
 
@@ -124,20 +148,65 @@ def _unbind(plan: Coefficients) -> list[Coefficients]:
     return [Coefficients(*[None if p is None else p[n] for p in parts]) for n in range(count)]  # type: ignore[arg-type]
 
 
-def _answer(rule: Rule, memory: Memory, g: Gradients | None, plan: dict[str, Coefficients], q: Tensor) -> Tensor:
+def _lagging(
+    rule: Rule, memory: Memory, slow: Slow, one: _Inputs, plan: dict[str, Coefficients], careful: bool
+) -> tuple[Memory, Gradients]:
+    early = {name: first_slot(c) for name, c in plan.items()}
+
+    def gradients(anchor: Weights, part: slice) -> Gradients:
+        sources = Sources(*[None if x is None else x[:, part] for x in one.sources])  # type: ignore[arg-type]
+        return chunk_gradients(rule, anchor, slow, sources, careful)
+
+    return lag_token(rule, memory, one.opening, gradients, lambda first: _advance(rule, memory, first, early).dual)
+
+
+def _erasing(gradients: Gradients, memory: Memory, plan: dict[str, Coefficients]) -> Gradients:
+    """Delta gradient descent: each token's output gradients with what the present weights hold at its input added.
+
+    ``w_t = delta_t + A_{t-1} x_t / max(1, |x_t|^2)``; A_{t-1} holds the w before it, so they solve a unit-triangular
+    system (Nested Learning eqs. 90-93).
+    """
+    deltas: Weights = {}
+    for name, delta in gradients.deltas.items():
+        x, a, s, earlier = gradients.inputs[name], memory.dual[name], memory.momentum.get(name), before(plan[name])
+        share = 1.0 / torch.linalg.vecdot(x, x).clamp_min(1.0).unsqueeze(-1)
+        held = torch.bmm(x, a.transpose(1, 2)) * earlier.carry
+        if s is not None and earlier.inertia is not None:
+            held = held + torch.bmm(x, s.transpose(1, 2)) * earlier.inertia
+        system = torch.bmm(x, x.transpose(1, 2)) * earlier.write * share
+        deltas[name] = torch.linalg.solve_triangular(system, delta + held * share, upper=False, unitriangular=True)
+    return gradients._replace(deltas=deltas)
+
+
+def _answer(
+    rule: Rule, memory: Memory, slow: Slow, g: Gradients | None, plan: dict[str, Coefficients], q: Tensor
+) -> Tensor:
+    scaled = rule.architecture.elementwise
     if rule.read == "chunk":
-        return rule.architecture.forward(lambda name, h: torch.bmm(h, memory.anchor[name].transpose(1, 2)), q)[0]
+        return rule.architecture.forward(plain(memory.anchor, slow.constants, scaled), q)[0]
     if rule.read == "before":
         plan = {name: before(c) for name, c in plan.items()}
-    return rule.architecture.forward(dual_linear(memory, g, plan), q)[0]
+    return rule.architecture.forward(dual_linear(rule, memory, slow, g, plan), q)[0]
 
 
-def dual_linear(memory: Memory, gradients: Gradients | None, plan: dict[str, Coefficients]) -> Linear:
+def dual_linear(
+    rule: Rule, memory: Memory, slow: Slow, gradients: Gradients | None, plan: dict[str, Coefficients]
+) -> Linear:
     """The ``linear`` that applies every token's own weights to it."""
+    scaled = rule.architecture.elementwise
 
     def linear(name: str, h: Tensor) -> Tensor:
+        if name in slow.constants:
+            return h * slow.constants[name]
         c = plan[name]
         a, s = memory.dual[name], memory.momentum.get(name)
+        if name in scaled:
+            weights = a * c.carry
+            if s is not None and c.inertia is not None:
+                weights = torch.addcmul(weights, s, c.inertia)
+            if gradients is not None:
+                weights = torch.baddbmm(weights, c.write, gradients.inputs[name] * gradients.deltas[name], alpha=-1.0)
+            return h * weights
         if gradients is not None:
             return read_product(h, a, s, gradients.inputs[name], gradients.deltas[name], c.carry, c.inertia, c.write)
         out = torch.bmm(h, a.transpose(1, 2)) * c.carry
@@ -148,20 +217,25 @@ def dual_linear(memory: Memory, gradients: Gradients | None, plan: dict[str, Coe
     return linear
 
 
-def _advance(memory: Memory, gradients: Gradients | None, plan: dict[str, Coefficients]) -> Memory:
+def _advance(rule: Rule, memory: Memory, gradients: Gradients | None, plan: dict[str, Coefficients]) -> Memory:
     """Dual and momentum at the end of the piece."""
+    scaled = rule.architecture.elementwise
     dual: Weights = {}
     momentum: Weights = {}
+
+    def moved(
+        name: str, old: Tensor, kept: Tensor, other: Tensor | None, gained: Tensor | None, weight: Tensor
+    ) -> Tensor:
+        if gradients is None or name in scaled:
+            new = old * kept if other is None or gained is None else torch.addcmul(old * kept, other, gained)
+            if gradients is None:
+                return new
+            return new - total(weight, gradients.deltas[name], gradients.inputs[name], True)
+        return write_product(old, kept, other, gained, gradients.inputs[name], gradients.deltas[name], weight)
+
     for name, a in memory.dual.items():
         c, s = plan[name], memory.momentum.get(name)
-        if gradients is not None:
-            x, delta = gradients.inputs[name], gradients.deltas[name]
-            dual[name] = write_product(a, c.kept, s, c.gained, x, delta, c.weight)
-            if s is not None and c.fade is not None and c.push is not None:
-                momentum[name] = write_product(s, c.fade, None, None, x, delta, c.push)
-            continue
-        dual[name] = a * c.kept
-        if s is not None and c.gained is not None and c.fade is not None:
-            dual[name] = torch.addcmul(dual[name], s, c.gained)
-            momentum[name] = s * c.fade
+        dual[name] = moved(name, a, c.kept, s, c.gained, c.weight)
+        if s is not None and c.fade is not None and c.push is not None:
+            momentum[name] = moved(name, s, c.fade, None, None, c.push)
     return Memory(dual, momentum, memory.anchor)

@@ -8,17 +8,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastweights.core.network import Weights, apply, plain, pull, squared
 from fastweights.core.rule import Rule
-
-Weights = dict[str, Tensor]
 
 
 class Chunks(NamedTuple):
     """The inputs of a run on its grid; G = batch x heads, n = 1, maps or channels according to the gate's scope.
 
-    ``q``, ``k`` ``[N, G, W, K]``, ``v`` ``[N, G, W, V]``, gates ``[N, G, W, n]``; ``real`` bool ``[N, G, W]`` is False
-    where a slot holds no token (``None``: all do); ``fresh`` bool ``[N, G]`` where a chunk opens (``None``: all do);
-    ``reset`` bool ``[N, G]`` where a document begins (``None``: nowhere).
+    ``q`` ``[N, G, W, K]``, gates ``[N, G, W, n]``; ``k`` ``[N, G, S, K]``, ``v`` ``[N, G, S, V]`` and ``threshold``
+    ``[N, G, S, 1]`` are those of the source tokens: the chunk's own, S = W, and before them those a window still holds.
+    ``band`` ``[N, G, W, S]`` is how much each step writes of each source (``None``: its own token).
+    ``real`` bool ``[N, G, W]`` is False where a slot holds no token (``None``: all do); ``fresh`` bool ``[N, G]`` where
+    a chunk opens (``None``: all do); ``reset`` bool ``[N, G]`` where a document begins (``None``: nowhere); ``start``
+    int64 ``[N, G]`` the position of a chunk's first token.
     """
 
     q: Tensor
@@ -27,9 +29,12 @@ class Chunks(NamedTuple):
     lr: Tensor
     momentum: Tensor | None
     retain: Tensor | None
+    threshold: Tensor | None
+    band: Tensor | None
     real: Tensor | None
     fresh: Tensor | None
     reset: Tensor | None
+    start: Tensor
 
 
 class Memory(NamedTuple):
@@ -38,6 +43,21 @@ class Memory(NamedTuple):
     dual: Weights
     momentum: Weights
     anchor: Weights
+
+
+class Slow(NamedTuple):
+    """What no token changes: the duals that documents begin with, and the architecture's constants ``[G, 1, n]``."""
+
+    initial: Weights
+    constants: Weights
+
+
+class Sources(NamedTuple):
+    """The tokens of one chunk that are written: ``k [G, S, K]``, ``v [G, S, V]``, ``threshold [G, S, 1]``."""
+
+    k: Tensor
+    v: Tensor
+    threshold: Tensor | None
 
 
 class Felt(NamedTuple):
@@ -68,39 +88,40 @@ class Gradients(NamedTuple):
     bound: Tensor | None
 
 
-def chunk_gradients(rule: Rule, anchor: Weights, k: Tensor, v: Tensor, careful: bool) -> Gradients:
-    """Gradients of one chunk ``k [G, W, K]``, ``v [G, W, V]`` at an anchor, clipped as the rule says.
+def chunk_gradients(rule: Rule, anchor: Weights, slow: Slow, sources: Sources, careful: bool) -> Gradients:
+    """Gradients of one chunk's sources at an anchor, clipped as the rule says.
 
     With care every token is looked at, and what was felt comes back too. Without, the caller looks at ``bound``, and
     where it is not finite asks again with care.
     """
     if careful:
-        return _careful_gradients(rule, anchor, k, v)
-    inputs, deltas, _ = _factors(rule, anchor, k, v)
+        return _careful_gradients(rule, anchor, slow, sources)
+    inputs, deltas, _ = _factors(rule, anchor, slow, sources)
     bound = gradient_bound(inputs, deltas)
     if rule.clip is not None:
-        deltas = _clipped(rule.clip, deltas, _squared_norm(inputs, deltas))
+        deltas = _clipped(rule.clip, deltas, _squared_norm(rule, inputs, deltas))
     return Gradients(inputs, deltas, None, bound)
 
 
-def _careful_gradients(rule: Rule, anchor: Weights, k: Tensor, v: Tensor) -> Gradients:
+def _careful_gradients(rule: Rule, anchor: Weights, slow: Slow, sources: Sources) -> Gradients:
     """A token whose inner gradient is not finite gets a zero gradient: it writes nothing, while its gates still act."""
-    inputs, deltas, prediction = _factors(rule, anchor, k, v)
-    squared = _squared_norm(inputs, deltas)
-    rejected = ~torch.isfinite(squared)
+    inputs, deltas, prediction = _factors(rule, anchor, slow, sources)
+    squared_norm = _squared_norm(rule, inputs, deltas)
+    rejected = ~torch.isfinite(squared_norm)
     if torch.is_grad_enabled() and (torch.compiler.is_compiling() or bool(rejected.any())):
         # Again without those tokens: an infinity that is only masked still makes outer gradients NaN.
-        k, v = (torch.where(rejected.unsqueeze(-1), 0.0, x) for x in (k, v))
-        inputs, deltas, prediction = _factors(rule, anchor, k, v)
-        squared = _squared_norm(inputs, deltas)
-    squared = torch.where(rejected, 0.0, squared)
+        k, v = (torch.where(rejected.unsqueeze(-1), 0.0, x) for x in sources[:2])
+        sources = sources._replace(k=k, v=v)
+        inputs, deltas, prediction = _factors(rule, anchor, slow, sources)
+        squared_norm = _squared_norm(rule, inputs, deltas)
+    squared_norm = torch.where(rejected, 0.0, squared_norm)
     drop = rejected.unsqueeze(-1)
     inputs = {name: torch.where(drop, 0.0, x) for name, x in inputs.items()}
     deltas = {name: torch.where(drop, 0.0, d) for name, d in deltas.items()}
     if rule.clip is not None:
-        deltas = _clipped(rule.clip, deltas, squared)
-    loss = torch.where(rejected, 0.0, rule.bias.loss(prediction, v))
-    return Gradients(inputs, deltas, Felt(loss, _root(squared), rejected), None)
+        deltas = _clipped(rule.clip, deltas, squared_norm)
+    loss = torch.where(rejected, 0.0, rule.bias.loss(prediction, sources.v, sources.threshold))
+    return Gradients(inputs, deltas, Felt(loss, _root(squared_norm), rejected), None)
 
 
 def _clipped(clip: float, deltas: Weights, squared: Tensor) -> Weights:
@@ -124,21 +145,52 @@ def trust_first(program: Callable[[bool], tuple[Outcome, list[Tensor]]], surpris
     return outcome if surprise else outcome._replace(felt=None)
 
 
-def _factors(rule: Rule, anchor: Weights, k: Tensor, v: Tensor) -> tuple[Weights, Weights, Tensor]:
+def _factors(rule: Rule, anchor: Weights, slow: Slow, sources: Sources) -> tuple[Weights, Weights, Tensor]:
     """Inputs and output gradients of every map, and the prediction, at the anchor."""
+    if not rule.architecture.closed_form:
+        return _factors_by_autograd(rule, anchor, slow, sources)
     inputs: Weights = {}
     deltas: Weights = {}
+    scaled = rule.architecture.elementwise
+    fixed = plain(anchor, slow.constants, scaled)
 
     def linear(name: str, x: Tensor) -> Tensor:
-        inputs[name] = x
-        return torch.bmm(x, anchor[name].transpose(1, 2))
+        if name in anchor:
+            inputs[name] = x
+        return fixed(name, x)
 
     def back(name: str, delta: Tensor) -> Tensor:
-        return torch.bmm(delta, anchor[name])
+        return pull(anchor[name], delta, name in scaled)
 
-    prediction, tape = rule.architecture.forward(linear, k)
-    rule.architecture.backward(deltas.__setitem__, back, tape, rule.bias.gradient(prediction, v))
+    prediction, tape = rule.architecture.forward(linear, sources.k)
+    grad = rule.bias.gradient(prediction, sources.v, sources.threshold)
+    rule.architecture.backward(deltas.__setitem__, back, tape, grad)
     return inputs, deltas, prediction
+
+
+def _factors_by_autograd(rule: Rule, anchor: Weights, slow: Slow, sources: Sources) -> tuple[Weights, Weights, Tensor]:
+    """As :func:`_factors`, for an architecture without a backward of its own."""
+    inputs: Weights = {}
+    outputs: Weights = {}
+    scaled = rule.architecture.elementwise
+    differentiable = torch.is_grad_enabled()
+
+    def linear(name: str, x: Tensor) -> Tensor:
+        if name in slow.constants:
+            return x * slow.constants[name]
+        inputs[name] = x
+        outputs[name] = apply(anchor[name], x, name in scaled)
+        if not outputs[name].requires_grad:
+            outputs[name].requires_grad_()
+        return outputs[name]
+
+    with torch.enable_grad():
+        prediction, _ = rule.architecture.forward(linear, sources.k)
+        loss = rule.bias.loss(prediction, sources.v, sources.threshold).sum()
+        grads = torch.autograd.grad(loss, list(outputs.values()), create_graph=differentiable)
+    if not differentiable:
+        prediction, inputs = prediction.detach(), {name: x.detach() for name, x in inputs.items()}
+    return inputs, dict(zip(outputs, grads, strict=True)), prediction
 
 
 def all_finite(tensors: Iterable[Tensor]) -> bool:
@@ -162,15 +214,15 @@ def gradient_bound(inputs: Weights, deltas: Weights) -> Tensor:
     return torch.stack([total(d) * total(inputs[name]) for name, d in deltas.items()]).sum()
 
 
-def _squared_norm(inputs: Weights, deltas: Weights) -> Tensor:
-    """Squared norm of each token's whole gradient, from its rank-one factors: sum over maps of |delta|^2 |x|^2."""
-    total: Tensor | None = None
+def _squared_norm(rule: Rule, inputs: Weights, deltas: Weights) -> Tensor:
+    """Squared norm of each token's whole gradient, from its factors; summed over maps."""
+    scaled = rule.architecture.elementwise
+    found: Tensor | None = None
     for name, delta in deltas.items():
-        x = inputs[name]
-        term = torch.linalg.vecdot(delta, delta) * torch.linalg.vecdot(x, x)
-        total = term if total is None else total + term
-    assert total is not None, "a memory has at least one map"
-    return total
+        term = squared(delta, inputs[name], name in scaled)
+        found = term if found is None else found + term
+    assert found is not None, "a memory has at least one map"
+    return found
 
 
 def _root(squared: Tensor) -> Tensor:
@@ -179,20 +231,7 @@ def _root(squared: Tensor) -> Tensor:
     return torch.where(empty, 1.0, squared).sqrt().masked_fill(empty, 0.0)
 
 
-def gather_felt(felt: list[Felt | None]) -> Felt | None:
-    """Stacks what was felt in each chunk; ``None`` where it was not asked for."""
+def gather_felt(felt: list[Felt | None], width: int) -> Felt | None:
+    """Stacks what each chunk's own tokens felt, its last ``width`` sources; ``None`` where it was not asked for."""
     found = [f for f in felt if f is not None]
-    return Felt(*[torch.stack(field) for field in zip(*found, strict=True)]) if found else None
-
-
-def open_chunk(memory: Memory, initial: Weights, fresh: Tensor | None, reset: Tensor | None) -> Memory:
-    """Starts a chunk: documents that begin get the initial weights, chunks that open take a new anchor."""
-    dual, momentum, anchor = memory
-    if reset is not None:
-        begins = reset[:, None, None]
-        dual = {name: torch.where(begins, initial[name], w) for name, w in dual.items()}
-        momentum = {name: torch.where(begins, 0.0, w) for name, w in momentum.items()}
-    if fresh is None:
-        return Memory(dual, momentum, dual)
-    opens = fresh[:, None, None]
-    return Memory(dual, momentum, {name: torch.where(opens, w, anchor[name]) for name, w in dual.items()})
+    return Felt(*[torch.stack(field)[..., -width:] for field in zip(*found, strict=True)]) if found else None

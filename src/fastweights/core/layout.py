@@ -130,6 +130,7 @@ class Grid(NamedTuple):
         source: int64 ``[B, N * W]``, packed slot of each grid slot, or ``None`` when the cut is a plain reshape.
         slot: bool ``[B, N, W]``, the slot holds a real token, or ``None`` when all do.
         fresh: bool ``[B, N]``, the first token of the chunk opens it (position divisible by the size).
+        start: int64 ``[B, N]``, position of the chunk's first token in its document (0 in chunks without tokens).
         reset: bool ``[B, N]``, the chunk begins a new document, or ``None`` when none does.
         inverse: int64 ``[B, T]``, grid slot of each packed slot, or ``None``.
         chunks: N.
@@ -140,6 +141,7 @@ class Grid(NamedTuple):
     source: Tensor | None
     slot: Tensor | None
     fresh: Tensor
+    start: Tensor
     reset: Tensor | None
     inverse: Tensor | None
     chunks: int
@@ -155,7 +157,7 @@ def make_grid(layout: Layout, size: int, blocks: bool = False) -> Grid:
     plain = layout.real is None and layout.reset is None and time % size == 0
     if plain and bool((counter[:, 0] % size == 0).all()):
         fresh = torch.ones(batch, time // size, dtype=torch.bool, device=device)
-        return Grid(None, None, fresh, None, None, time // size, size, True)
+        return Grid(None, None, fresh, layout.position[:, ::size], None, None, time // size, size, True)
     opens = counter % size == 0
     if layout.reset is not None:
         opens = opens | layout.reset
@@ -175,12 +177,14 @@ def make_grid(layout: Layout, size: int, blocks: bool = False) -> Grid:
     known = head < time
     head = head.clamp_max(time - 1)
     fresh = known & (counter.gather(1, head) % size == 0)
+    start = torch.where(known, layout.position.gather(1, head), 0)
     reset = None if layout.reset is None else known & layout.reset.gather(1, head)
     full = bool(slot.all())
     return Grid(
         index.clamp_max(time - 1),
         None if full else slot.reshape(batch, chunks, width),
         fresh,
+        start,
         reset,
         target.clamp_max(chunks * width - 1),
         chunks,

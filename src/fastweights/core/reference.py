@@ -1,109 +1,251 @@
 """The reference: token by token, plain autograd, no formula shared with the fast tiers. The oracle of every test.
 
-Cost per token: one forward and one backward of the memory; slow on purpose.
+Cost per token: one forward and one backward of the memory per token written; slow on purpose.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple, cast
+
 import torch
 from torch import Tensor
 
-from fastweights.core.layout import Layout
+from fastweights.core.algorithm import ImplicitStep
+from fastweights.core.checks import Call
+from fastweights.core.reference_solvers import attend_row, erase_step, implicit_step, least_squares_row
 from fastweights.core.rule import Rule
 from fastweights.core.types import Gates, MemoryState, Scope, Surprise
 
 Weights = tuple[Tensor, ...]
 
 
-def run_reference(
-    rule: Rule,
-    initial: Weights,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Gates,
-    state: MemoryState,
-    layout: Layout,
-    rejected: Tensor,
-) -> tuple[Tensor, MemoryState, Surprise]:
-    """Runs a rule one token at a time; arguments as in :func:`fastweights.core.engine.run`, packed and checked.
+class Row(NamedTuple):
+    """One row of a call: q, k, v and gates ``[H, T, .]``, the state before, and which tokens are refused ``[H, T]``."""
 
-    ``gates`` are ``[B, H, T, n]``; ``rejected`` is bool ``[B, H, T]``.
-    """
-    rows = [
-        _run_row(rule, initial, _row(q, b), _row(k, b), _row(v, b), gates, state, layout, rejected, b)
-        for b in range(q.shape[0])
-    ]
-    answers, memories, *felt = zip(*rows, strict=True)
-    y, (loss, norm, rejected) = torch.stack(answers), (torch.stack(field) for field in felt)
-    parts = [tuple(torch.stack(w) for w in zip(*part, strict=True)) for part in zip(*memories, strict=True)]
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    gates: Gates
+    dual: Weights
+    momentum: Weights
+    anchor: Weights
+    extra: Weights
+    rejected: Tensor
+    position: list[int]
+    reset: list[bool]
+    start: int
+
+
+class Ended(NamedTuple):
+    """What a row gives: answers ``[H, T, V]``, the state, and loss, gradient norm and refused tokens ``[H, T]``."""
+
+    y: Tensor
+    memory: tuple[Weights, Weights, Weights, Weights]
+    loss: Tensor
+    norm: Tensor
+    rejected: Tensor
+
+
+def run_reference(call: Call) -> tuple[Tensor, MemoryState, Surprise]:
+    """Runs a rule one token at a time; see :func:`fastweights.core.engine.run`."""
+    walk = {"least squares": least_squares_row, "attention": attend_row}.get(call.rule.tiers[0], _run_row)
+    ended = [walk(call, _row(call, b)) for b in range(call.q.shape[0])]
+    time = call.q.shape[2]
+    fields = [[e.y for e in ended], [e.loss for e in ended], [e.norm for e in ended], [e.rejected for e in ended]]
+    y, loss, norm, rejected = (torch.stack([_padded(x, time) for x in field]) for field in fields)
+    parts = [_stacked([e.memory[i] for e in ended]) for i in range(4)]
     zero = torch.zeros_like(loss)
-    momentum = zero if gates.momentum is None else gates.momentum.mean(-1)
-    retain = zero + 1 if gates.retain is None else gates.retain.mean(-1)
-    surprise = Surprise(loss, norm, gates.lr.mean(-1), momentum, retain, rejected)
-    return y, MemoryState(parts[0], parts[1], parts[2], layout.end.clone(), state.extra), surprise
+    lr, momentum, retain = (
+        zero + fill if g is None else g.mean(-1) for g, fill in zip(call.gates[:3], (1.0, 0.0, 1.0), strict=True)
+    )
+    state = MemoryState(parts[0], parts[1], parts[2], call.layout.end.clone(), parts[3])
+    return y, state, Surprise(loss, norm, lr, momentum, retain, rejected | call.refused())
 
 
-def _row(x: Tensor, b: int) -> Tensor:
-    return x[b]
+def _stacked(rows: list[Weights]) -> Weights:
+    """Rows of equal sizes; those of a growing memory are filled up with zeros."""
+    found = []
+    for tensors in zip(*rows, strict=True):
+        longest = max(w.shape[-2] for w in tensors)
+        found.append(torch.stack([_padded(w, longest) if w.shape[-2] < longest else w for w in tensors]))
+    return tuple(found)
 
 
-def _run_row(
-    rule: Rule,
-    initial: Weights,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    gates: Gates,
-    state: MemoryState,
-    layout: Layout,
-    rejected: Tensor,
-    b: int,
-) -> tuple[Tensor, tuple[Weights, Weights, Weights], Tensor, Tensor, Tensor]:
-    """One row ``[H, T, .]``: answers, (dual, momentum, anchor) at the end, loss, gradient norm and rejected tokens."""
-    dual = tuple(w[b] for w in state.dual)
-    momentum = tuple(w[b] for w in state.momentum)
-    anchor = tuple(w[b] for w in state.anchor)
-    names = [m.name for m in rule.maps(k.shape[-1], v.shape[-1])]
-    answers, losses, norms, unusable = [], [], [], []
-    length = int(layout.length[b])
-    for t in range(q.shape[1]):
-        if t >= length:
-            answers.append(torch.zeros_like(v[:, 0]))
-            losses.append(torch.zeros_like(v[:, 0, 0]))
-            norms.append(torch.zeros_like(v[:, 0, 0]))
-            unusable.append(rejected[b, :, t])
-            continue
-        if layout.reset is not None and bool(layout.reset[b, t]):
-            dual, momentum = initial, tuple(torch.zeros_like(w) for w in momentum)
-        if int(layout.position[b, t]) % rule.chunk_size == 0 or (layout.reset is not None and bool(layout.reset[b, t])):
-            anchor = dual
-        shapes = [w.shape[1:] for w in dual]
-        lr, fade, keep = (
-            None if g is None else gates_of_maps(g[b, :, t], scope, shapes)
-            for g, scope in zip(gates, rule.scopes, strict=True)
-        )
+def _padded(x: Tensor, length: int) -> Tensor:
+    """``x [H, t, ...]`` with zeros behind, ``[H, length, ...]``."""
+    return torch.cat([x, x.new_zeros(x.shape[0], length - x.shape[1], *x.shape[2:])], 1)
+
+
+def _row(call: Call, b: int) -> Row:
+    length = int(call.layout.length[b])
+    reset = call.layout.reset
+    return Row(
+        call.q[b, :, :length],
+        call.k[b, :, :length],
+        call.v[b, :, :length],
+        Gates(*[None if g is None else g[b, :, :length] for g in call.gates]),
+        tuple(w[b] for w in call.state.dual),
+        tuple(w[b] for w in call.state.momentum),
+        tuple(w[b] for w in call.state.anchor),
+        tuple(w[b] for w in call.state.extra),
+        call.refused()[b, :, :length],
+        call.layout.position[b, :length].tolist(),
+        [False] * length if reset is None else reset[b, :length].tolist(),
+        int(call.state.position[b]),
+    )
+
+
+class _Token(NamedTuple):
+    """What one token writes: ``[H, .]`` each."""
+
+    k: Tensor
+    v: Tensor
+    threshold: Tensor | None
+    importance: Tensor | None
+
+
+def _run_row(call: Call, row: Row) -> Ended:
+    rule, names = call.rule, [m.name for m in call.rule.maps(*call.sizes)]
+    constants = call.constants()
+    initial = tuple(rule.retention.begin(w) for w in call.initial[: len(names)])
+    dual, momentum, anchor = row.dual, row.momentum, row.anchor
+    window = _kept(rule, row)
+    answers: list[Tensor] = []
+    felt_by_token: list[tuple[Tensor, Tensor, Tensor]] = []
+    for t, position in enumerate(row.position):
+        if row.reset[t]:
+            dual, momentum, window = initial, tuple(torch.zeros_like(w) for w in momentum), []
+        opens = row.reset[t] or position % rule.chunk_size == 0
+        if opens:
+            dual, momentum = _settled(rule, initial, dual, momentum, anchor, position)
+            anchor = _linked(rule, dual)
+        gates = [None if g is None else g[:, t] for g in row.gates]
+        token = _Token(row.k[:, t], row.v[:, t], gates[3], gates[4])
+        window = [*window, token][-rule.bias.window :]
+        spread = [
+            None if g is None else gates_of_maps(g, scope, [w.shape[1:] for w in dual])
+            for g, scope in zip(gates[:3], rule.scopes[:3], strict=True)
+        ]
+        memory = _Inner(rule, names, constants, spread, ~row.rejected[:, t, None, None])
+        earlier, (dual, momentum, felt) = dual, memory.write(dual, momentum, anchor, window)
+        if rule.retention.lag and opens:
+            anchor = _linked(rule, dual)
+        weights = {"after": dual, "before": earlier, "chunk": anchor}[rule.read]
+        linked = _linked(rule, weights) if rule.retention.link_at == "token" and rule.read != "chunk" else weights
+        answers.append(apply_weights(rule, names, constants, linked, row.q[:, t])[0])
+        felt_by_token.append(felt)
+    loss, norm, refused = (_over_time([felt[i] for felt in felt_by_token], row) for i in range(3))
+    y = torch.stack(answers, 1) if answers else row.v
+    extra = _kept_after(rule, row, window)
+    return Ended(y, (dual, momentum, anchor if call.state.anchor else (), extra), loss, norm, refused.bool())
+
+
+def _over_time(found: list[Tensor], row: Row) -> Tensor:
+    return torch.stack(found, 1) if found else row.q[:, :, 0]
+
+
+def _settled(
+    rule: Rule, initial: Weights, dual: Weights, momentum: Weights, anchor: Weights, position: int
+) -> tuple[Weights, Weights]:
+    """What happens between two chunks."""
+    if position == 0:
+        return dual, momentum
+    if rule.algorithm.coupling == "deferred":
+        dual = tuple(rule.algorithm.settle(w, s) for w, s in zip(dual, momentum, strict=True))
+    if rule.retention.projects:
+        dual = tuple(rule.retention.project(w, a, f) for w, a, f in zip(dual, anchor, initial, strict=True))
+    if rule.retention.every is not None and position % rule.retention.every == 0:
+        return initial, tuple(torch.zeros_like(w) for w in momentum)
+    return dual, momentum
+
+
+def _linked(rule: Rule, dual: Weights) -> Weights:
+    return dual if rule.retention.link_at is None else tuple(rule.retention.link(w) for w in dual)
+
+
+def _kept(rule: Rule, row: Row) -> list[_Token]:
+    """The tokens of the state's window that exist."""
+    if not row.extra:
+        return []
+    kept = rule.bias.window - 1
+    found = [[x[:, j] for x in row.extra] for j in range(max(0, kept - row.start), kept)]
+    return [_Token(k, v, rest[0] if rest else None, importance) for k, v, importance, *rest in found]
+
+
+def _kept_after(rule: Rule, row: Row, window: list[_Token]) -> Weights:
+    if not row.extra:
+        return ()
+    kept = rule.bias.window - 1
+    last = window[max(0, len(window) - kept) :] if kept else []
+    found = []
+    for i, empty in zip((0, 1, 3, 2), row.extra, strict=False):
+        given = [token[i] for token in last]
+        early = [torch.zeros_like(empty[:, 0])] * (kept - len(given)) if kept else []
+        found.append(torch.stack([*early, *cast(list[Tensor], given)], 1) if kept else empty)
+    return tuple(found)
+
+
+class _Inner(NamedTuple):
+    """One token's write: the gates spread over the maps, and which heads it may change, ``[H, 1, 1]``."""
+
+    rule: Rule
+    names: list[str]
+    constants: dict[str, Tensor]
+    gates: list[list[Tensor] | None]
+    alive: Tensor
+
+    def write(
+        self, dual: Weights, momentum: Weights, anchor: Weights, window: list[_Token]
+    ) -> tuple[Weights, Weights, tuple[Tensor, Tensor, Tensor]]:
+        """Dual and momentum after the token, and its loss, gradient norm and whether it was refused, ``[H]`` each."""
+        rule, (lr, fade, keep) = self.rule, self.gates
         assert lr is not None
-        at = anchor if not rule.online else dual
+        at = dual if rule.retention.link_at is None and rule.online else anchor
         if rule.decay_before_grad and keep is not None:
             at = tuple(a * w for a, w in zip(keep, dual, strict=True))
-        loss, grads, norm, overflown = inner_gradient(rule, names, at, k[:, t], v[:, t])
-        alive = ~rejected[b, :, t, None, None]
-        earlier = dual
-        pushed = [-step * grad for step, grad in zip(lr, grads, strict=True)]
-        if fade is not None:
-            pushed = [f * s + p for f, s, p in zip(fade, momentum, pushed, strict=True)]
-            momentum = tuple(torch.where(alive, p, s) for p, s in zip(pushed, momentum, strict=True))
+        if rule.erase_key:
+            new, felt = erase_step(rule, dual[0], keep, lr[0], window[-1])
+            refused = ~self.alive[:, 0, 0] | felt[2]
+            return (torch.where(self.alive, new, dual[0]),), momentum, (felt[0], felt[1], refused)
         kept = dual if keep is None else tuple(a * w for a, w in zip(keep, dual, strict=True))
-        dual = tuple(torch.where(alive, w + p, old) for w, p, old in zip(kept, pushed, earlier, strict=True))
-        chunk_start = earlier if rule.online else anchor
-        weights = {"after": dual, "before": earlier, "chunk": chunk_start}[rule.read]
-        answers.append(apply_weights(rule, names, weights, q[:, t]))
-        losses.append(loss)
-        norms.append(norm)
-        unusable.append(rejected[b, :, t] | overflown)
-    y, loss, norm, refused = (torch.stack(found, 1) for found in (answers, losses, norms, unusable))
-    return y, (dual, momentum, anchor if state.anchor else ()), loss, norm, refused
+        loss, grads, norm, overflown = self.gradient(at, window)
+        felt = loss, norm, ~self.alive[:, 0, 0] | overflown
+        if isinstance(rule.algorithm, ImplicitStep):
+            new = implicit_step(rule, kept[0], lr[0], window[-1])
+            return (torch.where(self.alive, new, dual[0]),), momentum, felt
+        if rule.algorithm.erases:
+            k = torch.where(overflown[:, None], 0.0, window[-1].k)
+            grads = tuple(g + e for g, e in zip(grads, self.held(at, dual, k), strict=True))
+        moved = pushed = [-step * grad for step, grad in zip(lr, grads, strict=True)]
+        if fade is not None:
+            pushed = [f * s + p for f, s, p in zip(fade, momentum, moved, strict=True)]
+            if rule.algorithm.coupling == "nesterov":
+                moved = [f * s + p for f, s, p in zip(fade, pushed, moved, strict=True)]
+            else:
+                moved = [0.0 * p for p in pushed] if rule.algorithm.coupling == "deferred" else pushed
+            momentum = tuple(torch.where(self.alive, p, s) for p, s in zip(pushed, momentum, strict=True))
+        pairs = zip(kept, moved, dual, strict=True)
+        return tuple(torch.where(self.alive, w + p, old) for w, p, old in pairs), momentum, felt
+
+    def gradient(self, at: Weights, window: list[_Token]) -> tuple[Tensor, Weights, Tensor, Tensor]:
+        """Loss of the newest token, the gradient of the whole window, and the newest token's norm."""
+        total: Weights | None = None
+        for token in window:
+            loss, grads, norm, overflown = inner_gradient(self.rule, self.names, self.constants, at, token)
+            if token.importance is not None:
+                grads = tuple(token.importance[:, :, None] * g for g in grads)
+            total = grads if total is None else tuple(a + b for a, b in zip(total, grads, strict=True))
+        assert total is not None
+        return loss, total, norm, overflown
+
+    def held(self, at: Weights, dual: Weights, k: Tensor) -> Weights:
+        """What the present weights hold at each map's input, ``A x x^T / max(1, |x|^2)``."""
+        inputs = apply_weights(self.rule, self.names, self.constants, at, k)[1]
+        found = []
+        for name, w in zip(self.names, dual, strict=True):
+            x = inputs[name].unsqueeze(-1)
+            found.append((w @ x) @ x.transpose(1, 2) / x.square().sum((1, 2), keepdim=True).clamp_min(1.0))
+        return tuple(found)
 
 
 def gates_of_maps(gate: Tensor, scope: Scope | None, shapes: list[torch.Size]) -> list[Tensor]:
@@ -117,26 +259,37 @@ def gates_of_maps(gate: Tensor, scope: Scope | None, shapes: list[torch.Size]) -
     return [part[:, :, None] for part in gate.split([outputs for outputs, _ in shapes], 1)]
 
 
-def apply_weights(rule: Rule, names: list[str], weights: Weights, x: Tensor) -> Tensor:
-    """The memory ``[H, out, in]`` applied to one token per head, ``x [H, K] -> [H, V]``."""
+def apply_weights(
+    rule: Rule, names: list[str], constants: dict[str, Tensor], weights: Weights, x: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The memory ``[H, out, in]`` applied to one token per head, ``x [H, K] -> [H, V]``, and each map's input."""
     table = dict(zip(names, weights, strict=True))
-    y, _ = rule.architecture.forward(lambda name, h: h @ table[name].transpose(1, 2), x[:, None, :])
-    return y[:, 0]
+    shaped = {m.name: m.elementwise for m in rule.maps(x.shape[-1], x.shape[-1])}
+    inputs: dict[str, Tensor] = {}
+
+    def linear(name: str, h: Tensor) -> Tensor:
+        if name in constants:
+            return h * constants[name]
+        inputs[name] = h[:, 0]
+        return h * table[name] if shaped[name] else h @ table[name].transpose(1, 2)
+
+    y, _ = rule.architecture.forward(linear, x[:, None, :])
+    return y[:, 0], inputs
 
 
 def inner_gradient(
-    rule: Rule, names: list[str], weights: Weights, k: Tensor, v: Tensor
+    rule: Rule, names: list[str], constants: dict[str, Tensor], weights: Weights, token: _Token
 ) -> tuple[Tensor, Weights, Tensor, Tensor]:
     """Inner loss ``[H]``, its gradient by autograd (clipped as the rule says), and the norm before clipping ``[H]``.
 
     The last value, bool ``[H]``, marks heads whose gradient is not finite; theirs is zero.
     """
-    loss, grads = _differentiate(rule, names, weights, k, v)
+    loss, grads = _differentiate(rule, names, constants, weights, token)
     overflown = ~torch.isfinite(_squared(grads))
     if bool(overflown.any()):
         # Again without those tokens: an infinity that is only masked still makes outer gradients NaN.
-        k, v = (torch.where(overflown[:, None], 0.0, x) for x in (k, v))
-        loss, grads = _differentiate(rule, names, weights, k, v)
+        k, v = (torch.where(overflown[:, None], 0.0, x) for x in token[:2])
+        loss, grads = _differentiate(rule, names, constants, weights, token._replace(k=k, v=v))
         loss = torch.where(overflown, 0.0, loss)
         grads = tuple(torch.where(overflown[:, None, None], 0.0, g) for g in grads)
     squared = _squared(grads)
@@ -149,11 +302,14 @@ def inner_gradient(
     return loss, grads, norm, overflown
 
 
-def _differentiate(rule: Rule, names: list[str], weights: Weights, k: Tensor, v: Tensor) -> tuple[Tensor, Weights]:
+def _differentiate(
+    rule: Rule, names: list[str], constants: dict[str, Tensor], weights: Weights, token: _Token
+) -> tuple[Tensor, Weights]:
     differentiable = torch.is_grad_enabled()
     with torch.enable_grad():
         leaves = tuple(w if w.requires_grad and differentiable else w.detach().requires_grad_() for w in weights)
-        loss = rule.bias.loss(apply_weights(rule, names, leaves, k), v)
+        answer = apply_weights(rule, names, constants, leaves, token.k)[0]
+        loss = rule.bias.loss(answer, token.v, token.threshold)
         grads = torch.autograd.grad(loss.sum(), leaves, create_graph=differentiable)
     return loss if differentiable else loss.detach(), grads
 

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, get_args
 
-from fastweights.core.algorithm import Algorithm, GradientDescent, Momentum
-from fastweights.core.architecture import MLP, Architecture, GatedMLP, Matrix, Residual
-from fastweights.core.bias import L2, Bias, DotProduct
-from fastweights.core.retention import NoRetention, Retention, WeightDecay
-from fastweights.core.types import Map, Scope
+from fastweights.core.algorithm import (
+    Algorithm,
+    Attention,
+    ConjugateGradient,
+    DeltaGradientDescent,
+    GradientDescent,
+    Hierarchy,
+    ImplicitStep,
+    Momentum,
+    NewtonSchulz,
+    Steps,
+)
+from fastweights.core.architecture import MLP, Architecture, Matrix
+from fastweights.core.bias import L2, Bias
+from fastweights.core.refusals import refuse
+from fastweights.core.retention import Retention, WeightDecay
+from fastweights.core.types import Map, Scope, gate_width
 from fastweights.errors import UserError
 
 Read = Literal["after", "before", "chunk"]
-Tier = Literal["dual", "materialised", "delta", "reference"]
+Tier = Literal["dual", "materialised", "delta", "least squares", "attention", "reference"]
 
 _CHOICE_OF: dict[str, type] = {
     "architecture": Architecture,
@@ -43,9 +55,13 @@ class Rule:
         decay_before_grad: take the gradient at the decayed memory ``retain_t A_{t-1}`` as Gated DeltaNet does; Titans
             takes it at ``A_{t-1}``. Chunk size 1 only.
         normalise_qk: layers normalise queries and keys to unit length per head.
+        tied: layers take ``1 - retain`` as the key (HGRN2); ``retain`` is then per key channel.
+        fixed: gates that layers keep the same for all tokens, one learned number each (RetNet's decay).
+        erase_key: keys are ``[B, H, T, 2 K]``, the key that is written and another that is erased (RWKV-7):
+            ``A_t = A_{t-1} diag(retain) - slope (A_{t-1} erase) (lr * erase)^T + v key^T``.
 
     Raises:
-        UserError: choices that contradict each other.
+        UserError: choices that contradict each other, with the reason.
     """
 
     architecture: Architecture = MLP()
@@ -59,6 +75,9 @@ class Rule:
     lr_scope: Scope = "head"
     decay_before_grad: bool = False
     normalise_qk: bool = True
+    tied: bool = False
+    fixed: tuple[str, ...] = ()
+    erase_key: bool = False
 
     def __post_init__(self) -> None:
         if self.chunk_size < 1:
@@ -72,21 +91,30 @@ class Rule:
         for name, kind in _CHOICE_OF.items():
             if not isinstance(getattr(self, name), kind):
                 raise UserError(f"{name} must be a {kind.__name__}, not {getattr(self, name)!r}")
-        for name, scope in zip(("lr", "momentum", "retain"), self.scopes, strict=True):
+        for name, scope in (("lr", self.lr_scope), *list(zip(_GATES, self.scopes, strict=True))[1:]):
             if scope not in get_args(Scope) and (scope is not None or name == "lr"):
                 raise UserError(f"the scope of {name} must be one of {', '.join(get_args(Scope))}, not {scope!r}")
-        if self.decay_before_grad and self.chunk_size != 1:
-            raise UserError("decay_before_grad is only defined online: set chunk_size=1")
+        for name in self.fixed:
+            if name not in _GATES or self.scopes[_GATES.index(name)] is None:
+                raise UserError(f"fixed names gates that the rule has; {name!r} is none of them")
+        refuse(self)
 
     @property
-    def scopes(self) -> tuple[Scope | None, Scope | None, Scope | None]:
-        """Scopes of the gates lr, momentum, retain; ``None`` where the rule has no such gate."""
-        return self.lr_scope, self.algorithm.scope, self.retention.scope
+    def scopes(self) -> tuple[Scope | None, ...]:
+        """Scopes of the gates lr, momentum, retain, threshold, importance; ``None`` where the rule has no such gate."""
+        lr = None if self.grows else self.lr_scope
+        own = self.bias.threshold_scope, self.bias.importance_scope
+        return lr, self.algorithm.scope, self.retention.scope, *((None, None) if self.grows else own)
+
+    @property
+    def ranges(self) -> tuple[float, ...]:
+        """Largest value of each gate; the smallest is 0."""
+        return self.lr_max, 1.0, 1.0, self.bias.largest, 1.0
 
     @property
     def has_momentum(self) -> bool:
         """Whether the state holds a momentum."""
-        return self.algorithm.scope is not None
+        return self.algorithm.coupling != "none"
 
     @property
     def online(self) -> bool:
@@ -94,47 +122,144 @@ class Rule:
         return self.chunk_size == 1
 
     @property
-    def tier(self) -> Tier:
-        """The fastest exact way to run this rule; see :mod:`fastweights.core.engine`."""
-        return self.tiers[0]
+    def settles(self) -> bool:
+        """Whether the memory changes where a chunk opens, before anything is written."""
+        return (
+            self.algorithm.coupling == "deferred"
+            or self.retention.projects
+            or self.retention.every is not None
+            or isinstance(self.algorithm, Hierarchy)
+        )
+
+    @property
+    def keeps_anchor(self) -> bool:
+        """Whether the state holds the weights in force at the chunk's start."""
+        return not self.grows and (not self.online or self.retention.projects)
+
+    @property
+    def keys(self) -> int:
+        """Keys that a token brings: k is ``[B, H, T, keys x K]``."""
+        return self.algorithm.steps * (2 if self.erase_key else 1)
+
+    @property
+    def values(self) -> int:
+        """Values that a token brings: v is ``[B, H, T, values x V]``."""
+        return self.algorithm.steps
+
+    @property
+    def tier(self) -> str:
+        """The fastest exact way to run this rule, see :mod:`fastweights.core.engine`.
+
+        It says so where inner gradients come from autograd, since the architecture has no backward of its own.
+        """
+        return self.tiers[0] if self.architecture.closed_form else f"{self.tiers[0]}, autograd"
 
     @property
     def tiers(self) -> tuple[Tier, ...]:
         """Every exact way to run this rule, the fastest first."""
-        channels = any(scope in ("key", "value") for scope in self.scopes)
-        affine = isinstance(self.architecture, Matrix) and self.bias.affine() is not None
+        if isinstance(self.algorithm, Attention):
+            return ("attention", "reference")
+        if isinstance(self.algorithm, ConjugateGradient):
+            return ("least squares", "reference")
+        if isinstance(self.algorithm, Hierarchy):
+            return replace(self, algorithm=self.algorithm.step).tiers
+        if isinstance(self.algorithm, Steps):
+            return replace(self, algorithm=GradientDescent()).tiers
         found: list[Tier] = []
-        if self.online and not channels and self.clip is None and affine:
+        if self._triangular:
             found.append("delta")
-        if not self.decay_before_grad:
-            found += ["materialised"] if channels else ["dual", "materialised"]
+        scopes = self.scopes[:3]
+        if not (self.decay_before_grad or self.erase_key or isinstance(self.algorithm, ImplicitStep)):
+            per_token = self.retention.link_at == "token" or any(scope in ("key", "value") for scope in scopes)
+            found += ["materialised"] if per_token else ["dual", "materialised"]
         return (*found, "reference")
 
     @property
+    def _triangular(self) -> bool:
+        """Whether the errors of many tokens solve one triangular system."""
+        plain = self.retention.link_at is None and not self.retention.projects and self.retention.every is None
+        simple = isinstance(self.algorithm, GradientDescent | Momentum | ImplicitStep)
+        linear = isinstance(self.architecture, Matrix) and not self.architecture.bias and self.bias.affine() is not None
+        allowed = {None, "head"} if self.has_momentum else {None, "head", "key"}
+        return self.online and self.clip is None and plain and simple and linear and set(self.scopes[:3]) <= allowed
+
+    @property
     def learns(self) -> bool:
-        """Whether repeating a chunk must lower its inner loss."""
-        return True
+        """Whether repeating a chunk must lower its inner loss.
+
+        Not where the memory is no descent on that loss: attention and least squares solve it outright, an
+        orthogonalised step has a length of its own, and what is erased beside a step is not asked for by every loss.
+        """
+        other = isinstance(self.algorithm, Attention | ConjugateGradient | NewtonSchulz | DeltaGradientDescent)
+        return not (other or self.erase_key)
+
+    @property
+    def grows(self) -> bool:
+        """Whether the state grows with the document."""
+        return isinstance(self.algorithm, Attention)
+
+    def gate_widths(self, key_dim: int, value_dim: int) -> tuple[int, ...]:
+        """Numbers that each gate needs per head and token, 0 where the rule has no such gate."""
+        maps = self.maps(key_dim, value_dim)
+        widths = [0 if scope is None else gate_width(scope, maps) for scope in self.scopes]
+        return (widths[0] * self.algorithm.steps, *widths[1:])
 
     def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
-        """The linear maps of one head's memory."""
-        return self.architecture.maps(key_dim, value_dim)
+        """The maps of one head's memory, in the order of its state and of its initial weights."""
+        own = self.architecture.maps(key_dim, value_dim)
+        if isinstance(self.algorithm, Attention):
+            return ()
+        if isinstance(self.algorithm, ConjugateGradient):
+            return (*own, Map("keys", key_dim, key_dim, learned=False))
+        if isinstance(self.algorithm, Hierarchy):
+            every = range(len(self.algorithm.local_chunks))
+            local = [m._replace(name=f"local{i}_{m.name}") for i in every for m in own]
+            return (*own, *local, *[Map(f"span{i}", key_dim, key_dim, learned=False) for i in every])
+        return own
+
+    def constants(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
+        """Learned elementwise weights that no token changes; their values follow those of the maps in ``initial``."""
+        own = self.architecture.constants(key_dim, value_dim)
+        if isinstance(self.algorithm, Attention):
+            return (Map("scale", 1, 1, True),)
+        if isinstance(self.algorithm, ConjugateGradient):
+            return (*own, Map("ridge", key_dim, 1, True))
+        return own
+
+    def initial_spread(self, of: Map) -> float:
+        """Standard deviation that a map's learned initial weights start from."""
+        name = of.name.partition("_")[2] if isinstance(self.algorithm, Hierarchy) and "_" in of.name else of.name
+        return self.retention.initial_spread(self.architecture.initial_gain(name), of.inputs)
+
+    def initial_constant(self, of: Map) -> list[float]:
+        """The values that a constant starts from."""
+        return [self.architecture.initial_constant(of.name, i) for i in range(of.inputs)]
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description; :func:`rule_from_dict` is its inverse."""
         return _describe(self)
 
 
-_CHOICES: dict[str, type] = {
-    c.__name__: c
-    for c in (Matrix, MLP, GatedMLP, Residual, L2, DotProduct, NoRetention, WeightDecay, GradientDescent, Momentum)
-}
+_GATES = ("lr", "momentum", "retain", "threshold", "importance")
+
+
+def _choices() -> dict[str, type]:
+    """Every choice by name: those shipped and those of the user's own that have been defined."""
+    found: dict[str, type] = {}
+    waiting = list(_CHOICE_OF.values())
+    while waiting:
+        kind = waiting.pop()
+        waiting += kind.__subclasses__()
+        if is_dataclass(kind):
+            found[kind.__name__] = kind
+    return found
 
 
 def _describe(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         named = {} if isinstance(value, Rule) else {"kind": type(value).__name__}
         return named | {f.name: _describe(getattr(value, f.name)) for f in fields(value)}
-    return value
+    return list(value) if isinstance(value, tuple) else value
 
 
 def beyond_defaults(value: Any) -> Any:
@@ -160,6 +285,7 @@ def rule_from_dict(description: dict[str, Any]) -> Rule:
 
 def _build(kind: type, description: dict[str, Any]) -> Any:
     known = {f.name for f in fields(kind)}
+    choices = _choices()
     values: dict[str, Any] = {}
     for name, value in description.items():
         if name == "kind":
@@ -168,8 +294,8 @@ def _build(kind: type, description: dict[str, Any]) -> Any:
             raise UserError(f"{kind.__name__} has no field {name!r}; it has {', '.join(sorted(known))}")
         if isinstance(value, dict):
             choice = value.get("kind")
-            if choice not in _CHOICES:
-                raise UserError(f"{name} is of unknown kind {choice!r}; known are {', '.join(_CHOICES)}")
-            value = _build(_CHOICES[choice], value)
-        values[name] = value
+            if choice not in choices:
+                raise UserError(f"{name} is of unknown kind {choice!r}; known are {', '.join(sorted(choices))}")
+            value = _build(choices[choice], value)
+        values[name] = tuple(value) if isinstance(value, list) else value
     return kind(**values)

@@ -14,23 +14,36 @@ Scope = Literal["head", "map", "key", "value"]
 
 
 class Map(NamedTuple):
-    """One linear map of a memory: its name and its sizes."""
+    """One map of a memory: its name and its sizes.
+
+    Attributes:
+        name: unique in its memory.
+        inputs: numbers it takes.
+        outputs: numbers it gives; 1 for an elementwise map, whose weights ``[1, inputs]`` scale its input.
+        elementwise: ``x * w`` instead of ``x W^T``.
+        learned: its initial weights are learned; otherwise they are 0.
+    """
 
     name: str
     inputs: int
     outputs: int
+    elementwise: bool = False
+    learned: bool = True
 
 
 class Gates(NamedTuple):
     """The per-token gates of a rule, each ``[B, H, T]`` (scope ``head``) or ``[B, H, T, n]`` (other scopes).
 
     ``lr`` is the step size (>= 0), ``momentum`` and ``retain`` lie in [0, 1]. ``None`` where the rule has no such gate.
-    Titans calls them theta, eta and 1 - alpha.
+    Titans calls them theta, eta and 1 - alpha. ``threshold`` (>= 0) is the bias's own, Yaad's delta; ``importance`` in
+    [0, 1] is how much a token counts when a window writes it again, Atlas' gamma.
     """
 
-    lr: Tensor
+    lr: Tensor | None
     momentum: Tensor | None = None
     retain: Tensor | None = None
+    threshold: Tensor | None = None
+    importance: Tensor | None = None
 
 
 class MemoryState(NamedTuple):
@@ -38,7 +51,8 @@ class MemoryState(NamedTuple):
 
     ``dual``, ``momentum`` and ``anchor`` hold one tensor ``[B, H, outputs, inputs]`` per map (``momentum`` and
     ``anchor`` are empty where the rule needs none). ``anchor`` is the weights at the first token of the chunk being
-    read. ``position`` is int64 ``[B]``: real tokens read since the row's document began.
+    read. ``position`` is int64 ``[B]``: real tokens read since the row's document began. ``extra`` is what else the
+    rule keeps: the last tokens of an Omega window, or the pairs of softmax attention, which alone grows.
     """
 
     dual: tuple[Tensor, ...]
@@ -53,7 +67,7 @@ class Surprise(NamedTuple):
 
     ``loss`` is the inner loss at the anchor, ``gradient_norm`` the norm of the whole inner gradient before clipping;
     ``lr``, ``momentum`` and ``retain`` are the gates in force (averaged over maps or channels where their scope is
-    finer than a head; momentum is 0 and retain 1 for rules without them). ``rejected`` marks tokens that wrote
+    finer than a head; momentum is 0, retain and lr 1 for rules without them). ``rejected`` marks tokens that wrote
     nothing: those whose key, value or gate was not finite left no trace at all, while for those whose inner gradient
     overflowed the gates momentum and retain still acted.
     """
@@ -67,7 +81,7 @@ class Surprise(NamedTuple):
 
 
 def gate_width(scope: Scope, maps: Sequence[Map]) -> int:
-    """Numbers a gate of this scope needs per head and token."""
+    """Numbers a gate of this scope needs per head and token (and step of the token)."""
     if scope == "head":
         return 1
     if scope == "map":

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
+from fastweights.core.combinations import check_combinations, pairwise_cover
 from fastweights.core.conformance import FULL, QUICK, Report, check_rule
 from fastweights.core.presets import PRESETS
 from fastweights.errors import UserError
@@ -13,7 +14,7 @@ from fastweights.models.conformance import wirings
 
 
 def check_everything(names: Sequence[str] = (), *, quick: bool = False) -> Iterator[tuple[str, Report]]:
-    """Check every preset rule, the blocks of every wiring and a whole model, or those that are named.
+    """Check every preset rule, combinations of the four choices, every wiring and a whole model, or those named.
 
     Args:
         names: What to check; nothing for all.
@@ -38,4 +39,8 @@ def check_everything(names: Sequence[str] = (), *, quick: bool = False) -> Itera
 def _checks(quick: bool) -> dict[str, Callable[[], Report]]:
     grid = QUICK if quick else FULL
     rules = {name: partial(check_rule, preset(), grid=grid, title=name) for name, preset in PRESETS.items()}
-    return {**rules, **wirings(quick)}
+    return {**rules, "combinations": partial(_combinations, quick), **wirings(quick)}
+
+
+def _combinations(quick: bool) -> Report:
+    return check_combinations(pairwise_cover(), range(5, 12) if quick else ())

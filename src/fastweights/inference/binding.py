@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from fastweights import __version__
+from fastweights.core.rule import rule_from_dict
 from fastweights.data.tokenizer import Tokenizer
+from fastweights.errors import UserError
 from fastweights.inference.header import MemoryHeader, Passage
 from fastweights.inference.memory_file import MemoryFileError, Spec, spec_of
 from fastweights.inference.snapshot import Snapshot, blank, health
@@ -41,6 +43,7 @@ def header_of(
         now: What is saved.
         settled: The same with the waiting tokens written: health and passages speak of everything that was read.
     """
+    require_constant_size(model)
     return MemoryHeader(
         library=__version__,
         model=model_name,
@@ -55,6 +58,19 @@ def header_of(
         health=health(settled),
         passages=passages(settled, tokenizer),
     )
+
+
+def require_constant_size(model: LanguageModel) -> None:
+    """Refuses a model whose memory grows: a memory file has one size, whatever was read.
+
+    Raises:
+        MemoryFileError: Its memory grows.
+    """
+    if model.config.rule.grows:
+        raise MemoryFileError(
+            "a memory that keeps every token grows with the text, and a memory file cannot: choose a model with "
+            "another rule than softmax attention"
+        )
 
 
 def passages(now: Snapshot, tokenizer: Tokenizer) -> tuple[Passage, ...]:
@@ -85,8 +101,9 @@ def expected(header: MemoryHeader, model: LanguageModel, tokenizer: Tokenizer, n
     Raises:
         MemoryFileError: It belongs to another model or tokenizer; the sentence says what differs.
     """
+    require_constant_size(model)
     ours = _plain_rule(model)
-    if (difference := _difference(header.rule, ours)) is not None:
+    if (difference := _difference(_completed(header.rule), ours)) is not None:
         raise MemoryFileError(f"'{name}' belongs to a model with another memory rule: {difference}")
     fingerprint = model.fingerprint()
     if header.fingerprint != fingerprint:
@@ -103,6 +120,15 @@ def expected(header: MemoryHeader, model: LanguageModel, tokenizer: Tokenizer, n
     one = spec_of(tensors_of(blank(model, 1), 1))
     spec = {key: ((header.rows, *shape[1:]), dtype) for key, (shape, dtype) in one.items()}
     return {**spec, "waiting": ((header.rows, header.piece), torch.int32)}
+
+
+def _completed(rule: dict[str, Any]) -> dict[str, Any]:
+    """A saved rule with the fields that have been added since; as it is where this version cannot build it."""
+    try:
+        completed: dict[str, Any] = json.loads(json.dumps(rule_from_dict(rule).to_dict()))
+    except (UserError, TypeError):
+        return rule
+    return completed
 
 
 def _difference(theirs: Any, ours: Any, path: str = "rule") -> str | None:

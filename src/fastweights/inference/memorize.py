@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from fastweights.data.text import Source, TextReader, read_pieces
 from fastweights.errors import UserError
+from fastweights.inference.binding import require_constant_size
 from fastweights.inference.header import MemoryHeader
 from fastweights.inference.memory_file import MemoryFileError
 from fastweights.inference.session import Progress, Session
@@ -148,6 +149,7 @@ def memorize(
     Raises:
         UserError: A source that cannot be read, or a memory that cannot be saved.
     """
+    require_constant_size(session.model)
     reader = _Reader(session, sources, path, save_every, on_progress, note or (lambda text: None))
     finished, before = True, session.snapshot()
     try:

@@ -7,11 +7,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastweights.core.engine import weights_in_force
 from fastweights.core.types import Surprise
 from fastweights.layers.attention import Buffer, Heads, attend, rotate
 from fastweights.layers.blocks import NormalisedGate
 from fastweights.layers.memory import MemoryLayer, MemoryLayerState
-from fastweights.layers.recall import AlignedRecall, PooledRecall, Recall, RecallState, clear, fill
+from fastweights.layers.recall import AlignedRecall, PooledRecall, Recall, RecallState, Start, clear, fill
 from fastweights.layers.stream import Piece, Plan, Reading, StreamLayer, checked
 
 
@@ -20,7 +21,7 @@ class MACState(NamedTuple):
 
     Attributes:
         memory: state of the memory layer.
-        start: the memory's weights where the segment being read began, ``[B, H, outputs, inputs]`` per map.
+        start: the memory's weights in force where the segment being read began.
         recalled: what the recall remembers.
         segment: keys and values of the segment's tokens so far.
     """
@@ -68,7 +69,7 @@ class MAC(StreamLayer[MACState]):
 
     def init_state(self, batch: int) -> MACState:
         memory = self.memory.init_state(batch)
-        start = tuple(w.clone() for w in memory.memory.dual)
+        start = tuple(w.clone() for w in self._in_force(memory))
         recalled = self.recall.init_state(batch, self.heads)
         return MACState(memory, start, recalled, self.heads.buffer(batch, self.segment))
 
@@ -83,13 +84,14 @@ class MAC(StreamLayer[MACState]):
         pieces = plan.pieces(self.segment)
         queries, tail = self.recall.queries(x, state.recalled.tail, plan)
         state = state._replace(recalled=state.recalled._replace(tail=tail))
-        prefix = self.heads.prefix(x.dtype)
+        prefix, initial = self.heads.prefix(x.dtype), self.memory.initial_weights()
         streams = [pieces.cut(stream) for stream in (*self.heads.project(x), queries)]
         answers: list[Tensor] = []
         felt: list[Surprise] = []
         for piece, q, k, v, query in zip(pieces.parts, *streams, strict=True):
             start = self._start(state, piece)
-            recalled = self.recall.advance(state.recalled, piece, start, query, self.heads)
+            known = Start(initial, start)
+            recalled = self.recall.advance(state.recalled, piece, known, query, self.heads)
             segment = fill(clear(state.segment, piece), piece, Buffer(k, v))
             attended = self._attend(q, recalled.tokens, segment, piece, prefix)
             written = self.memory.mix(attended, state.memory, piece.plan, surprise)
@@ -103,14 +105,13 @@ class MAC(StreamLayer[MACState]):
         """The memory's weights where each row's segment begins."""
         if not torch.compiler.is_compiling() and not piece.opens:
             return state.start
-        fresh = piece.fresh[:, None, None, None]
-        weights = zip(state.memory.memory.dual, state.start, strict=True)
-        start = tuple(torch.where(fresh, now, old) for now, old in weights)
+        start = _chosen(piece.fresh, self._in_force(state.memory), state.start)
         if piece.begins is None:
             return start
-        begins = piece.begins[:, None, None, None]
-        initial = zip(self.memory.initial_weights(), start, strict=True)
-        return tuple(torch.where(begins, first.to(w.dtype), w) for first, w in initial)
+        return _chosen(piece.begins, self._in_force(self.memory.init_state(len(piece.fresh))), start)
+
+    def _in_force(self, state: MemoryLayerState) -> tuple[Tensor, ...]:
+        return weights_in_force(self.memory.rule, self.memory.initial_weights(), state.memory)
 
     def _attend(
         self, q: Tensor, recalled: Buffer, segment: Buffer, piece: Piece, prefix: tuple[Tensor, Tensor] | None
@@ -123,3 +124,14 @@ class MAC(StreamLayer[MACState]):
         values = torch.cat([recalled.values, segment.values], 2)
         y = attend(q, (turned, torch.cat(keys, 2), values), torch.cat(seen, -1).unsqueeze(1), prefix)
         return self.heads.merge(y)
+
+
+def _chosen(where: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """``new`` in the rows where ``where [B]`` is true; memories that grow are filled up with zeros."""
+    found = []
+    for a, b in zip(new, old, strict=True):
+        if a.dim() > 2 and a.shape[2] != b.shape[2]:
+            longest = max(a.shape[2], b.shape[2])
+            a, b = (torch.cat([x, x.new_zeros(*x.shape[:2], longest - x.shape[2], x.shape[3])], 2) for x in (a, b))
+        found.append(torch.where(where.reshape(-1, *[1] * (a.dim() - 1)), a, b))
+    return tuple(found)

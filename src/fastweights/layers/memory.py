@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fastweights.core.compiled import compilable
 from fastweights.core.engine import init_state, run
 from fastweights.core.rule import Rule
-from fastweights.core.types import Gates, MemoryState, gate_width
+from fastweights.core.types import Gates, MemoryState
 from fastweights.layers.convolution import ShortConvolution
 from fastweights.layers.gates import exact_gate, gate_bias
 from fastweights.layers.norm import RMSNorm, unit
@@ -34,7 +34,8 @@ class GateStart:
         threshold: the gates' threshold; below it a gate is exactly 0.
         lr: share of ``lr_max``; an lr that starts small learns slowly.
         momentum: of the momentum gate.
-        forget: bias of the forget gate (before the sigmoid); -4 starts shut: a memory should first of all keep.
+        forget: bias of the forget gate (before the sigmoid); -4 starts shut: a memory should first of all keep. Rules
+            that write what they forget (``tied``) start at 0 instead.
     """
 
     threshold: float = 0.05
@@ -47,12 +48,19 @@ class GateStart:
         checked(0 < self.lr < 1, f"the lr gate must start inside (0, 1), not at {self.lr}")
         checked(0 < self.momentum < 1, f"the momentum gate must start inside (0, 1), not at {self.momentum}")
 
+    def biases(self, rule: Rule) -> tuple[float, ...]:
+        """What each gate's number before the sigmoid starts from, in the order of the gates."""
+        shares = gate_bias(self.lr, self.threshold), gate_bias(self.momentum, self.threshold)
+        bound = gate_bias(min(0.9, 1.0 / rule.bias.largest), self.threshold)
+        return (*shares, 0.0 if rule.tied else self.forget, bound, gate_bias(0.9, self.threshold))
+
 
 class MemoryLayer(StreamLayer[MemoryLayerState]):
     """A neural long-term memory as a layer over any ``[B, T, dim]`` (Titans section 3, with 4.4's details).
 
     Projections to q, k, v; short causal convolution; SiLU; unit-length q and k (where the rule says so); gates from the
-    token; the rule, from learned initial weights; per-head RMSNorm and a SiLU gate; output projection.
+    token; the rule, from learned initial weights; per-head RMSNorm and a SiLU gate; output projection. Rules that need
+    more of a token (several keys, an erased key, a window's importance) get it from the same projections.
 
     Args:
         dim: D.
@@ -78,28 +86,47 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
         self.head_dim = head_dim or dim // heads
         self.threshold = gates.threshold
         inner = self.heads * self.head_dim
-        self.qkv = nn.Linear(dim, 3 * inner, bias=False)
-        self.convolution = ShortConvolution(3 * inner, convolution)
+        self.parts = 1, 0 if rule.tied else rule.keys, rule.values
+        self.qkv = nn.Linear(dim, sum(self.parts) * inner, bias=False)
+        self.convolution = ShortConvolution(sum(self.parts) * inner, convolution)
         self.maps = rule.maps(self.head_dim, self.head_dim)
-        self.widths = [0 if scope is None else gate_width(scope, self.maps) for scope in rule.scopes]
-        self.gates = nn.Linear(dim, heads * sum(self.widths))
+        self.constants = rule.constants(self.head_dim, self.head_dim)
+        self._make_gates(gates)
         self.initial = nn.ParameterDict(
-            {m.name: torch.randn(heads, m.outputs, m.inputs) * self._spread(m.name, m.inputs) for m in self.maps}
+            {m.name: torch.randn(heads, m.outputs, m.inputs) * rule.initial_spread(m) for m in self.maps if m.learned}
+            | {c.name: torch.tensor(rule.initial_constant(c)).expand(heads, 1, -1).clone() for c in self.constants}
         )
         self.norm = RMSNorm(self.head_dim)
         self.out_gate = nn.Linear(dim, inner, bias=False)
         self.out = nn.Linear(inner, dim, bias=False)
-        self._start_gates(gates)
 
-    def _spread(self, name: str, inputs: int) -> float:
-        return self.rule.architecture.initial_gain(name) / inputs**0.5
-
-    def _start_gates(self, start: GateStart) -> None:
-        biases = [gate_bias(start.lr, start.threshold), gate_bias(start.momentum, start.threshold), start.forget]
-        nn.init.normal_(self.gates.weight, std=0.02)
+    def _make_gates(self, start: GateStart) -> None:
+        """One number per gate and token from a projection, and those gates that are the same for all tokens."""
+        self.widths = self.rule.gate_widths(self.head_dim, self.head_dim)
+        fixed = [name in self.rule.fixed for name in Gates._fields]
+        self.moving = [0 if still else width for width, still in zip(self.widths, fixed, strict=True)]
+        self.still = [width if still else 0 for width, still in zip(self.widths, fixed, strict=True)]
+        self.gates = nn.Linear(self.dim, self.heads * sum(self.moving)) if any(self.moving) else None
+        self.fixed_gates = nn.Parameter(torch.empty(self.heads, sum(self.still))) if any(self.still) else None
+        biases = start.biases(self.rule)
         with torch.no_grad():
-            for part, bias in zip(self.gates.bias.view(self.heads, -1).split(self.widths, 1), biases, strict=True):
-                part.fill_(bias)
+            if self.gates is not None:
+                nn.init.normal_(self.gates.weight, std=0.02)
+                parts = self.gates.bias.view(self.heads, -1).split(self.moving, 1)
+                for part, bias in zip(parts, biases, strict=True):
+                    part.fill_(bias)
+            if self.fixed_gates is not None:
+                lr, momentum, retain, *rest = self.fixed_gates.split(self.still, 1)
+                for part, bias in zip((lr, momentum, *rest), (*biases[:2], *biases[3:]), strict=True):
+                    part.fill_(bias)
+                # RetNet's decays 1 - 2^(-5 - h), a longer memory for every further head.
+                shares = [gate_bias(2.0 ** (-5 - h), self.threshold) for h in range(self.heads)]
+                retain.copy_(torch.tensor(shares).unsqueeze(1).expand_as(retain))
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """What opens and shuts the gates."""
+        found = [] if self.gates is None else list(self.gates.parameters())
+        return found if self.fixed_gates is None else [*found, self.fixed_gates]
 
     def start_induction(self) -> None:
         """Starts keys as the queries of the token before.
@@ -110,19 +137,21 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
         with torch.no_grad():
             for layer in (self.qkv, self.out_gate, self.out):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
-            self.qkv.weight[inner : 2 * inner] = self.qkv.weight[:inner]
-            taps = self.convolution.weight[:, inner : 2 * inner]
+            keys = slice(inner, inner * (1 + self.parts[1]))
+            self.qkv.weight[keys] = self.qkv.weight[:inner].repeat(self.parts[1], 1)
+            taps = self.convolution.weight[:, keys]
             taps.zero_()
             taps[min(1, self.convolution.size - 1)] = 1.0
 
     def initial_weights(self) -> tuple[Tensor, ...]:
-        """The learned weights W_0 that every document starts from, ``[heads, outputs, inputs]`` per map."""
-        return tuple(self.initial[m.name] for m in self.maps)
+        """The weights W_0 that every document starts from and the rule's constants, ``[heads, outputs, inputs]``."""
+        zeros = self.norm.weight.new_zeros
+        own = [self.initial[m.name] if m.learned else zeros(self.heads, m.outputs, m.inputs) for m in self.maps]
+        return (*own, *[self.initial[c.name] for c in self.constants])
 
     def init_state(self, batch: int) -> MemoryLayerState:
-        return MemoryLayerState(
-            init_state(self.rule, self.initial_weights(), batch), self.convolution.init_state(batch)
-        )
+        memory = init_state(self.rule, self.initial_weights(), batch, (self.head_dim, self.head_dim))
+        return MemoryLayerState(memory, self.convolution.init_state(batch))
 
     def position(self, state: MemoryLayerState) -> Tensor:
         return state.memory.position
@@ -132,14 +161,17 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
 
     def mix(self, x: Tensor, state: MemoryLayerState, plan: Plan, surprise: bool) -> Reading[MemoryLayerState]:
         mixed, tail = self.convolution(self.qkv(x), state.tail, plan.layout)
-        q, k, v = split_heads(mixed, self.heads, self.rule.normalise_qk)
+        q, k, v = split_heads(mixed, self.heads, self.parts, self.rule.normalise_qk)
+        gates = self.open_gates(x)
+        if self.rule.tied and gates.retain is not None:
+            k = 1.0 - gates.retain
         result = run(
             self.rule,
             self.initial_weights(),
             q,
             k,
             v,
-            self.open_gates(x),
+            gates,
             state.memory,
             plan.layout,
             plan.for_rule(self.rule),
@@ -153,14 +185,23 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
 
     def open_gates(self, x: Tensor) -> Gates:
         """The gates of every token, ``[B, heads, T, n]`` each, from ``x [B, T, dim]``; float32 or wider."""
-        z = self.gates(x).to(torch.promote_types(x.dtype, torch.float32))
-        z = z.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        lr, momentum, forget = exact_gate(z, self.threshold).split(self.widths, -1)
-        return Gates(
-            lr * self.rule.lr_max,
-            momentum if self.widths[1] else None,
-            1.0 - forget if self.widths[2] else None,
+        wide = torch.promote_types(x.dtype, torch.float32)
+        found: list[Tensor | None] = [None] * len(self.widths)
+        if self.gates is not None:
+            z = self.gates(x).to(wide).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            self._open(found, z, self.moving)
+        if self.fixed_gates is not None:
+            z = self.fixed_gates.to(wide)[None, :, None].expand(len(x), -1, x.shape[1], -1)
+            self._open(found, z, self.still)
+        lr, momentum, forget, threshold, importance = (
+            gate if gate is None or largest == 1.0 else gate * largest
+            for gate, largest in zip(found, self.rule.ranges, strict=True)
         )
+        return Gates(lr, momentum, None if forget is None else 1.0 - forget, threshold, importance)
+
+    def _open(self, found: list[Tensor | None], z: Tensor, widths: list[int]) -> None:
+        for i, gate in enumerate(exact_gate(z, self.threshold).split(widths, -1)):
+            found[i] = gate if widths[i] else found[i]
 
     def project(self, x: Tensor, y: Tensor) -> Tensor:
         """Output norm, gate and projection of the answers ``y [B, heads, T, head_dim]`` of tokens ``x [B, T, dim]``."""
@@ -168,10 +209,22 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
 
 
 @compilable
-def split_heads(mixed: Tensor, heads: int, normalise: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """SiLU, and one ``[B, heads, T, head_dim]`` each for q, k and v, from ``[B, T, 3 x heads x head_dim]``."""
-    q, k, v = F.silu(mixed).unflatten(-1, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    return (unit(q), unit(k), v) if normalise else (q, k, v)
+def split_heads(
+    mixed: Tensor, heads: int, parts: tuple[int, int, int], normalise: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """SiLU, and q, k and v ``[B, heads, T, n x head_dim]`` from ``[B, T, sum(parts) x heads x head_dim]``.
+
+    ``parts`` are how many queries, keys and values a token has, side by side; each key of unit length if ``normalise``.
+    """
+    found = F.silu(mixed).unflatten(-1, (sum(parts), heads, -1)).permute(2, 0, 3, 1, 4)
+    q, k, v = found.split(list(parts), 0)
+    return _beside(q, normalise), _beside(k, normalise), _beside(v, False)
+
+
+def _beside(x: Tensor, normalise: bool) -> Tensor:
+    """``[n, B, heads, T, head_dim]`` as ``[B, heads, T, n x head_dim]``."""
+    x = unit(x) if normalise else x
+    return x.squeeze(0) if len(x) == 1 else x.movedim(0, 3).flatten(3)
 
 
 @compilable

@@ -31,6 +31,18 @@ class RecallState(NamedTuple):
     sums: tuple[Tensor, ...]
 
 
+class Start(NamedTuple):
+    """A memory as it was where a segment began.
+
+    Attributes:
+        initial: the memory's initial weights and constants.
+        weights: those in force, :func:`~fastweights.core.engine.weights_in_force`.
+    """
+
+    initial: tuple[Tensor, ...]
+    weights: tuple[Tensor, ...]
+
+
 class Recall(nn.Module):
     """Queries to a memory, and its answers as keys and values of an attention (Titans eqs. 21, 22).
 
@@ -51,15 +63,13 @@ class Recall(nn.Module):
         self.ask_as(memory)
 
     @abstractmethod
-    def advance(
-        self, state: RecallState, piece: Piece, start: tuple[Tensor, ...], q: Tensor, heads: Heads
-    ) -> RecallState:
+    def advance(self, state: RecallState, piece: Piece, start: Start, q: Tensor, heads: Heads) -> RecallState:
         """Recalls what a piece of the stream needs.
 
         Args:
             state: before the piece.
             piece: the tokens.
-            start: the memory's weights where the segment began, ``[B, H, outputs, inputs]`` per map.
+            start: the memory where the segment began.
             q: their queries ``[B, H, W, key_dim]``, zeros in empty slots.
             heads: the attention that will see the recalled tokens.
         """
@@ -90,9 +100,9 @@ class Recall(nn.Module):
         """Unit length, where the rule says so."""
         return unit(q) if self.rule.normalise_qk else q
 
-    def tokens(self, weights: tuple[Tensor, ...], q: Tensor) -> Tensor:
-        """What ``weights`` answer to queries ``[B, H, n, key_dim]``, as tokens ``[B, n, dim]``."""
-        answers = read(self.rule, weights, q).to(self.out.weight.dtype)
+    def tokens(self, start: Start, q: Tensor) -> Tensor:
+        """What the memory answers to queries ``[B, H, n, key_dim]``, as tokens ``[B, n, dim]``."""
+        answers = read(self.rule, start.initial, start.weights, q).to(self.out.weight.dtype)
         return self.norm(self.out(answers.transpose(1, 2).flatten(2)))
 
 
@@ -103,9 +113,7 @@ class AlignedRecall(Recall):
     of the future.
     """
 
-    def advance(
-        self, state: RecallState, piece: Piece, start: tuple[Tensor, ...], q: Tensor, heads: Heads
-    ) -> RecallState:
+    def advance(self, state: RecallState, piece: Piece, start: Start, q: Tensor, heads: Heads) -> RecallState:
         new = heads.keys_values(self.tokens(start, q))
         return state._replace(tokens=fill(clear(state.tokens, piece), piece, new))
 
@@ -137,9 +145,7 @@ class PooledRecall(Recall):
         sums = torch.zeros(batch, self.shape[0], self.slots, self.shape[1], dtype=wide, device=weight.device)
         return super().init_state(batch, heads)._replace(sums=(sums,))
 
-    def advance(
-        self, state: RecallState, piece: Piece, start: tuple[Tensor, ...], q: Tensor, heads: Heads
-    ) -> RecallState:
+    def advance(self, state: RecallState, piece: Piece, start: Start, q: Tensor, heads: Heads) -> RecallState:
         (sums,), tokens = state.sums, state.tokens
         if torch.compiler.is_compiling() or piece.opens:
             queries = self.normalise(sums / self.group)

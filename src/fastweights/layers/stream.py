@@ -9,7 +9,7 @@ from typing import Generic, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from fastweights.core.engine import grid_for
+from fastweights.core.engine import Grids, grid_for
 from fastweights.core.layout import Grid, Layout, from_grid, make_grid, make_layout, pack, to_grid, unpack
 from fastweights.core.rule import Rule
 from fastweights.core.types import Surprise
@@ -34,10 +34,10 @@ class Plan:
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self._grids: dict[Rule, Grid] = {}
+        self._grids: dict[Rule, Grids] = {}
         self._pieces: dict[int, Pieces] = {}
 
-    def for_rule(self, rule: Rule) -> Grid:
+    def for_rule(self, rule: Rule) -> Grids:
         """The chunks of a rule."""
         if rule not in self._grids:
             self._grids[rule] = grid_for(rule, self.layout)

@@ -16,7 +16,15 @@ from fastweights.core.conformance import Report
 from fastweights.core.conformance_equality import EXACT
 from fastweights.core.properties import Verdict, identical, quiet_compiler, values_and_gradients, within
 from fastweights.core.rule import Rule
-from fastweights.layers.conformance import LENGTHS, Subject, check_layer, check_subject, narrow_reading, stirred
+from fastweights.layers.conformance import (
+    LENGTHS,
+    Subject,
+    check_layer,
+    check_subject,
+    grows,
+    narrow_reading,
+    stirred,
+)
 from fastweights.models.config import ModelConfig, Recall, Wiring
 from fastweights.models.language_model import LanguageModel
 from fastweights.models.titans import build_block
@@ -57,7 +65,9 @@ def check_model(
         "10 activation checkpointing": lambda: recomputed(tested, draw(2, 9, 4)),
     }
     parameters = dict(tested.named_parameters())
-    return check_subject(Subject(stream, tested.init_state, draw, 0.0, parameters, own), lengths, without, title)
+    return check_subject(
+        Subject(stream, tested.init_state, draw, 0.0, parameters, own, grows(tested)), lengths, without, title
+    )
 
 
 def compiled_parts(model: LanguageModel, ids: Tensor) -> Verdict:

@@ -170,7 +170,7 @@ class LanguageModel(nn.Module):
         spared = [self.embedding.weight, self.head.weight]
         for module in self.modules():
             if isinstance(module, MemoryLayer):
-                spared += [*module.initial.values(), *module.gates.parameters()]
+                spared += [*module.initial.values(), *module.gate_parameters()]
             elif isinstance(module, ShortConvolution):
                 spared.append(module.weight)
             elif isinstance(module, Heads) and module.persistent is not None:
