@@ -79,7 +79,7 @@ def train(
     """
     folder = Path(folder)
     note: OnNote = on_note or (lambda text: None)
-    with _torch_settings(config, note):
+    with torch_settings(config, note):
         checkpoint = open_run(folder, config, resume=resume, force=force)
         run = Run(config, checkpoint, note)
         with stop_requests() as stop, Feed(config) as feed, LogFile(folder / LOG, run.step) as log:
@@ -120,7 +120,7 @@ def _require_device(name: str) -> None:
 
 
 @contextlib.contextmanager
-def _torch_settings(config: TrainConfig, note: OnNote) -> Iterator[None]:
+def torch_settings(config: TrainConfig, note: OnNote) -> Iterator[None]:
     """Threads and compiler as configured and a random state of the run's own; all are put back afterwards."""
     _require_device(config.device)
     threads = torch.get_num_threads()

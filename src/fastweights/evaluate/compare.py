@@ -1,0 +1,88 @@
+"""Tables that compare: what was measured with several seeds, and which differences are none.
+
+A row is a thing measured (a memory rule), a column what it was measured on.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Shares of right answers, one for each seed.
+
+    Attributes:
+        shares: in [0, 1], at least one.
+        asked: answers that each share was counted over.
+        learned: False takes the row out of the comparison: a model that did not learn its task says nothing about it.
+        mark: shown behind the numbers, to be explained below the table.
+    """
+
+    shares: tuple[float, ...]
+    asked: int
+    learned: bool = True
+    mark: str = ""
+
+    @property
+    def median(self) -> float:
+        """The middle share, or the mean of the middle two."""
+        return statistics.median(self.shares)
+
+    @property
+    def spread(self) -> float:
+        """The largest share less the smallest; 0 with one seed."""
+        return max(self.shares) - min(self.shares)
+
+    @property
+    def variance(self) -> float:
+        """Of a share counted over ``asked`` answers."""
+        return self.median * (1 - self.median) / self.asked
+
+    def __str__(self) -> str:
+        """In percent: the share, or smallest, median and largest."""
+        shown = (min(self.shares), self.median, max(self.shares)) if len(self.shares) > 1 else self.shares
+        numbers = " / ".join(f"{100 * share:.1f}" for share in shown)
+        return (numbers if self.learned else f"did not learn ({numbers})") + self.mark
+
+
+def tie(one: Measured, other: Measured) -> bool:
+    """Whether two medians differ by no more than chance may make them.
+
+    That is by the larger spread of the two over seeds, or by two standard errors of the counted answers if that is
+    more, as it is with a single seed.
+    """
+    chance = 2 * (one.variance + other.variance) ** 0.5
+    return abs(one.median - other.median) <= max(one.spread, other.spread, chance)
+
+
+def best(column: Mapping[str, Measured]) -> set[str]:
+    """Names of the rows that have the highest median of those that learned, or tie with it."""
+    learned = {name: measured for name, measured in column.items() if measured.learned}
+    if not learned:
+        return set()
+    top = max(learned.values(), key=lambda measured: measured.median)
+    return {name for name, measured in learned.items() if tie(measured, top)}
+
+
+def comparison(
+    rows: Sequence[str], columns: Mapping[str, Mapping[str, Measured]], facts: Mapping[str, Mapping[str, str]]
+) -> str:
+    """A table in Markdown; in each column all that tie with the best are bold.
+
+    Args:
+        rows: names of the rows, in order.
+        columns: what was measured, by column and row; a row that is missing has an empty cell.
+        facts: further columns in front of these, by column and row, as they are to be shown.
+    """
+    bold = {title: best(column) for title, column in columns.items()}
+    lines = ["| " + " | ".join(["", *facts, *columns]) + " |", "| --- |" + " ---: |" * (len(facts) + len(columns))]
+    for row in rows:
+        cells = [f"`{row}`", *(column.get(row, "") for column in facts.values())]
+        for title, column in columns.items():
+            text = str(column[row]) if row in column else ""
+            cells.append(f"**{text}**" if row in bold[title] else text)
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
