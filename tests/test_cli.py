@@ -86,6 +86,7 @@ def test_help_lists_every_command(run: Run) -> None:
         "generate",
         "models",
         "rules",
+        "explain",
         "check",
         "train",
         "evaluate",
@@ -213,6 +214,7 @@ BAD = {
     "no such recipe": (["train", "recal", "--out", "run"], "did you mean recall?"),
     "no such setting": (["train", "recall", "--out", "run", "--set", "optimizer.lr=1"], "optimiser"),
     "no such rule": (["check", "titan"], "did you mean titans?"),
+    "no such rule to explain": (["explain", "titan"], "no rule named 'titan'; did you mean titans?"),
     "no cases": (["evaluate", "cases", "absent.jsonl", "--json", "y", "--model", "MODEL"], "absent.jsonl"),
     "bad case": (["evaluate", "cases", "bad.jsonl", "--json", "y", "--model", "MODEL"], "line 2 of 'bad.jsonl'"),
     "no needles": (["demo", "--needles", "0", "--model", "MODEL"], "at least one"),
@@ -281,6 +283,17 @@ def test_rules(run: Run) -> None:
     assert all(name in done.out for name in PRESETS)
     assert "Residual(MLP())" in done.out
     assert not [line for line in done.out.splitlines() if line != line.rstrip()]
+
+
+def test_explain(run: Run) -> None:
+    done = run("explain", "yaad")
+    assert (done.status, done.err) == (0, "")
+    for part in ("It's All Connected", "eq. 26", "A_t = retain_t · A_{t−1} − lr_t · u_t", "threshold", "262,144 bytes"):
+        assert part in done.out
+    found = run("explain", "yaad", "--json").json()
+    assert (found["name"], found["tier"], found["state_bytes"]) == ("yaad", "dual", 262_144)
+    assert [gate["name"] for gate in found["gates"]] == ["lr", "retain", "threshold"]
+    assert found["papers"][0]["arxiv"] == "2504.13173"
 
 
 def test_models(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from fastweights.core.presets import PRESETS
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -68,6 +70,37 @@ def test_the_table_of_equations_names_what_exists() -> None:
         defined = {n.name for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef)}
         missing = set(re.findall(r"`(\w+)`", names)) - defined
         assert not missing, f"{file} does not define {sorted(missing)}"
+
+
+def test_every_preset_is_in_the_readme_and_in_the_equations() -> None:
+    for page in ("README.md", "docs/equations.md"):
+        text = (ROOT / page).read_text(encoding="utf-8")
+        assert [name for name in PRESETS if f"`{name}`" not in text] == []
+
+
+def test_every_choice_is_in_the_equations() -> None:
+    page = (ROOT / "docs" / "equations.md").read_text(encoding="utf-8")
+    for file in ("architecture", "bias", "retention", "algorithm"):
+        body = ast.parse((ROOT / "src" / "fastweights" / "core" / f"{file}.py").read_text(encoding="utf-8")).body
+        kinds = [n.name for n in body if isinstance(n, ast.ClassDef) and n.decorator_list]
+        assert kinds
+        assert [kind for kind in kinds if not re.search(rf"`{kind}\b", page)] == []
+
+
+def refusals() -> Iterator[str]:
+    """The sentences in `core/refusals.py`, an ellipsis where a name or number is filled in."""
+    source = (ROOT / "src" / "fastweights" / "core" / "refusals.py").read_text(encoding="utf-8")
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Yield) and isinstance(node.value, ast.Tuple):
+            reason = node.value.elts[1]
+            parts = reason.values if isinstance(reason, ast.JoinedStr) else [reason]
+            yield "".join(str(part.value) if isinstance(part, ast.Constant) else "…" for part in parts)
+
+
+def test_the_table_of_refusals_is_complete() -> None:
+    page = (ROOT / "docs" / "refusals.md").read_text(encoding="utf-8").replace("\\|", "|")
+    listed = re.findall(r"^\| (?!combination|---).* \| (.*) \|$", page, re.MULTILINE)
+    assert sorted(listed) == sorted(refusals())
 
 
 @cache

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from tests_peers import fla_rules, transformers_rules
-from tests_peers.rules import LATER, rule
+from tests_peers.rules import rule
 from tests_peers.trial import (
     HEADS,
     TOLERANCE,
@@ -20,8 +20,6 @@ from tests_peers.trial import (
     draw,
     outer_gradients,
 )
-
-from fastweights.core.presets import PRESETS
 
 
 def as_given(given: Inputs) -> Inputs:
@@ -128,7 +126,3 @@ def test_the_same_outer_gradients_as(case: Case) -> None:
     theirs = outer_gradients(case.function(case.prepare(leaves)).y, wanted)
     ours = outer_gradients(answer(rule(case.rule), case.prepare(leaves)).y, wanted)
     compare_outer_gradients(case.peer, case.function.__name__, case.rule, ours, theirs, TOLERANCE[case.dtype])
-
-
-def test_no_rule_is_written_out_that_has_a_preset() -> None:
-    assert not set(LATER) & set(PRESETS)

@@ -32,6 +32,7 @@ for _command in (
     memory.generate,
     catalogue.models,
     catalogue.rules,
+    catalogue.explain,
     catalogue.check,
     runs.train,
 ):

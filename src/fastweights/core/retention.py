@@ -23,6 +23,9 @@ from fastweights.errors import UserError
 
 LinkAt = Literal["chunk", "token"]
 
+TINY = 1e-24
+"""Added to squares that something is divided by."""
+
 
 class Retention(ABC):
     """What is kept. ``scope`` is that of the gate ``retain`` (1 keeps all, 0 clears), ``None`` where there is none."""
@@ -129,7 +132,7 @@ class LQNorm(Retention):
         form: ``mirror`` or ``printed``.
         scope: of the gate ``retain``, which acts on A; see :class:`WeightDecay`.
         link_at: where the link acts; the paper: at chunk ends.
-        eps: rounds ``|x|`` to ``sqrt(x^2 + eps)``, and bounds the printed divisor.
+        eps: rounds ``|x|`` to ``sqrt(x^2 + eps mean(x^2))``, and bounds the printed divisor.
     """
 
     q: float = 4.0
@@ -156,10 +159,15 @@ class LQNorm(Retention):
 
     def _mirror(self, w: Tensor, p: float) -> Tensor:
         """The gradient of ``1/2 |w|_p^2``; those of p and q = p / (p - 1) undo each other."""
-        return w * (w.square() + self.eps) ** (p / 2 - 1) * self._norm(w, p) ** (2 - p)
+        return w * self._square(w) ** (p / 2 - 1) * self._norm(w, p) ** (2 - p)
 
     def _norm(self, w: Tensor, p: float) -> Tensor:
-        return ((w.square() + self.eps) ** (p / 2)).sum((-2, -1), keepdim=True) ** (1 / p)
+        return (self._square(w) ** (p / 2)).sum((-2, -1), keepdim=True) ** (1 / p)
+
+    def _square(self, w: Tensor) -> Tensor:
+        """Rounded on the scale of the matrix, so that both forms stay homogeneous; finite where all of it is 0."""
+        squares = w.square()
+        return squares + self.eps * squares.mean((-2, -1), keepdim=True) + TINY
 
 
 @dataclass(frozen=True)
