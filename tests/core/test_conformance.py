@@ -76,7 +76,7 @@ RULES = {
     "mlp, decay first (on the reference)": Rule(MLP(2, 1.5), chunk_size=1, decay_before_grad=True),
     "vector": Rule(Vector()),
     "vector, gates per key": Rule(Vector(), L2(), WeightDecay("key"), Nesterov(), lr_scope="key"),
-    "biases, gelu by tanh": Rule(Residual(MLP(2, 1.5, "gelu_tanh", bias=True), affine=True)),
+    "biases, gelu by tanh": Rule(Residual(MLP(2, 1.5, "gelu_tanh", bias=True), affine=True), lr_max=0.005),
     "polynomial of degree 3": Rule(Polynomial(Matrix(), 3), clip=None),
     "errors of power 1": Rule(MLP(2, 1.5), LP(1.0, 1e-2)),
     "errors of power 2, online": Rule(Matrix(), LP(2.0), clip=None, chunk_size=1),

@@ -483,8 +483,8 @@ GOLDEN = {
               y ← f(W_c, q)
 
         gates
-          lr      per map  2 numbers  0 to 1  size of the step; 0 writes nothing
-          retain  per map  2 numbers  0 to 1  what is kept of the memory, 1 all and 0 nothing
+          lr      per map  2 numbers  0 to 10  size of the step; 0 writes nothing
+          retain  per map  2 numbers  0 to 1   what is kept of the memory, 1 all and 0 nothing
 
         runs on
           dual: gates are numbers per head or map, so every token's weights are applied without being formed; what is

@@ -40,10 +40,12 @@ def _check(expansion: float, activation: Activation) -> None:
 class Architecture(ABC):
     """A memory network f(W, x): linear maps and any per-token function between them.
 
-    ``elementwise`` names those of its maps that are elementwise.
+    ``elementwise`` names those of its maps that are elementwise; ``power`` is the highest that its features take of an
+    input.
     """
 
     elementwise: frozenset[str] = frozenset()
+    power: int = 1
 
     @abstractmethod
     def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
@@ -259,6 +261,11 @@ class Residual(Architecture):
         """Those of the inner network."""
         return self.inner.elementwise
 
+    @property
+    def power(self) -> int:  # type: ignore[override]
+        """That of the inner network."""
+        return self.inner.power
+
     def initial_gain(self, name: str) -> float:
         """A normed network may not start at zero, even if its inner one would."""
         return self.inner.initial_gain(name) or 1.0
@@ -321,6 +328,11 @@ class Polynomial(Architecture):
     def elementwise(self) -> frozenset[str]:  # type: ignore[override]
         """Those of the inner network."""
         return self.inner.elementwise
+
+    @property
+    def power(self) -> int:  # type: ignore[override]
+        """The degree."""
+        return self.degree * self.inner.power
 
     def initial_gain(self, name: str) -> float:
         return self.inner.initial_gain(name)

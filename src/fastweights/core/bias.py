@@ -137,14 +137,15 @@ class Huber(Bias):
 
     Args:
         reach: what the threshold is compared with.
-        largest: upper end of the threshold's gate.
+        largest: upper end of the threshold's gate; layers start it near there, as squared error. A residual memory's
+            answers have length sqrt(V): with a threshold below that, ``mixture`` would see nothing but signs.
         eps: rounds ``|x|`` to ``sqrt(x^2 + eps)`` in the absolute branch of ``mixture`` and in norms.
     """
 
     threshold_scope = "head"
 
     reach: Reach = "mixture"
-    largest: float = 4.0
+    largest: float = 16.0
     eps: float = 1e-6
 
     def __post_init__(self) -> None:

@@ -76,7 +76,7 @@ RETENTIONS: tuple[Retention, ...] = (
     Bounded(link_at="token"),
     RowNorm(eps=1e-4),
     RowNorm(unit=True, scope="key", eps=1e-4),
-    Reset(WeightDecay(), 4),
+    Reset(WeightDecay(), 8),
 )
 ALGORITHMS: tuple[Algorithm, ...] = (
     GradientDescent(),

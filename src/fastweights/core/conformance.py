@@ -200,7 +200,7 @@ def _resized(rule: Rule, chunk: int) -> Rule:
     """
     retention, algorithm = rule.retention, rule.algorithm
     if isinstance(retention, Reset):
-        retention = replace(retention, every=chunk * max(1, min(2, retention.every // rule.chunk_size)))
+        retention = replace(retention, every=chunk * min(2, retention.every // rule.chunk_size))
     if isinstance(algorithm, Hierarchy):
         algorithm = replace(algorithm, local_chunks=(chunk,), shard=2 * chunk)
     return replace(rule, chunk_size=chunk, retention=retention, algorithm=algorithm)

@@ -46,7 +46,7 @@ def learns(trial: Trial, seed: int = 6) -> Verdict:
     rule = trial.rule
     if not rule.learns:
         return not_applicable("the rule does not claim to learn a repeated chunk")
-    lr = 0.1 / rule.chunk_size
+    lr = min(0.1 / rule.chunk_size, rule.lr_max)
     trial = replace(trial, rule=replace(rule, clip=None))
     spans = {"lr": Span(lr, lr), "momentum": Span(0.0, 0.0), "retain": Span(1.0, 1.0), "importance": Span(1.0, 1.0)}
     x = trial.draw(1, rule.chunk_size, seed, spans).repeat(1, 8, 1, 1)
@@ -146,7 +146,7 @@ def _large(trial: Trial, seed: int) -> Iterator[Verdict]:
         return
     if single.rule.tiers[0] == "reference":
         return
-    for part, scale in (("v", 1e15), ("k", 1e6), ("q", 1e15)):
+    for part, scale in (("v", 1e15), ("k", 1e6), ("q", 1e15 ** (1 / trial.rule.architecture.power))):
         x = single.draw(2, two_chunks(trial.rule), seed)
         single.split(x)[part].mul_(scale)
         yield finite(outcome(single, Scene(x, single.midway(2, seed))), f"{part} of {scale:.0e}, clipped: ")

@@ -74,7 +74,7 @@ def memora(total: float = 1.0, chunk_size: int = 16) -> Rule:
     Rows of every map are positive and sum to ``total``: with a residual and LayerNorm around them they can express
     negative answers. Logits move far less than weights do, hence the large lr.
     """
-    return _miras(L2(), KLDivergence("map", total), chunk_size, read="chunk", lr_max=1.0, clip=1.0)
+    return _miras(L2(), KLDivergence("map", total), chunk_size, read="chunk", lr_max=10.0, clip=1.0)
 
 
 def _miras(bias: Bias, retention: Retention, chunk_size: int, read: str, lr_max: float, clip: float | None) -> Rule:
@@ -220,7 +220,8 @@ def lact(expansion: float = 2.0, chunk_size: int = 64) -> Rule:
     """LaCT (arXiv 2505.23884): a SwiGLU memory with a dot-product bias, Muon steps and rows of constant length.
 
     A chunk is answered by the memory before it and then written (the paper: chunks of 2,048 tokens and more, beside
-    sliding-window attention). Momentum is a gate per token here, one per chunk there.
+    sliding-window attention). Momentum is a gate per token here, one per chunk there; Newton-Schulz has Muon's three
+    coefficients in every iteration, where LaCT's code has others in each.
     """
     return Rule(
         architecture=GatedMLP(expansion),

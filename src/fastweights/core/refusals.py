@@ -74,6 +74,10 @@ def _retentions(rule: Rule) -> Iterator[tuple[bool, str]]:
         retention.every is not None and retention.every % rule.chunk_size != 0,
         f"a reset every {retention.every} tokens is not at the border of a chunk of {rule.chunk_size}",
     )
+    yield (
+        retention.every == rule.chunk_size and rule.read == "chunk",
+        "a memory that starts again in every chunk and is read at its start never answers with what it has read",
+    )
     yield retention.lag and rule.bias.window > 1, "a lag token and a window over tokens contradict each other"
     yield (
         retention.lag and rule.algorithm.coupling == "deferred",

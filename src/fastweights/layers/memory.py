@@ -36,6 +36,8 @@ class GateStart:
         momentum: of the momentum gate.
         forget: bias of the forget gate (before the sigmoid); -4 starts shut: a memory should first of all keep. Rules
             that write what they forget (``tied``) start at 0 instead.
+
+    The gates ``threshold`` and ``importance`` start wide open, at 0.9 of their range.
     """
 
     threshold: float = 0.05
@@ -51,8 +53,8 @@ class GateStart:
     def biases(self, rule: Rule) -> tuple[float, ...]:
         """What each gate's number before the sigmoid starts from, in the order of the gates."""
         shares = gate_bias(self.lr, self.threshold), gate_bias(self.momentum, self.threshold)
-        bound = gate_bias(min(0.9, 1.0 / rule.bias.largest), self.threshold)
-        return (*shares, 0.0 if rule.tied else self.forget, bound, gate_bias(0.9, self.threshold))
+        open_wide = gate_bias(0.9, self.threshold)
+        return (*shares, 0.0 if rule.tied else self.forget, open_wide, open_wide)
 
 
 class MemoryLayer(StreamLayer[MemoryLayerState]):
