@@ -80,7 +80,7 @@ def test_every_preset_is_in_the_readme_and_in_the_equations() -> None:
 
 def test_every_choice_is_in_the_equations() -> None:
     page = (ROOT / "docs" / "equations.md").read_text(encoding="utf-8")
-    for file in ("architecture", "bias", "retention", "algorithm"):
+    for file in ("architecture", "features", "bias", "retention", "algorithm"):
         body = ast.parse((ROOT / "src" / "fastweights" / "core" / f"{file}.py").read_text(encoding="utf-8")).body
         kinds = [n.name for n in body if isinstance(n, ast.ClassDef) and n.decorator_list]
         assert kinds

@@ -9,3 +9,8 @@ class FastweightsError(Exception):
 
 class UserError(FastweightsError, ValueError):
     """Bad input; the message is one sentence for the person who gave it (the command line exits with status 2)."""
+
+
+def is_positive(value: object) -> bool:
+    """Whether a value is a finite number above 0."""
+    return isinstance(value, int | float) and 0 < value < float("inf")

@@ -26,14 +26,16 @@ from fastweights.core import (
 from fastweights.core.algorithm import (
     DeltaGradientDescent,
     GradientDescent,
+    Hierarchy,
     ImplicitStep,
     Momentum,
     Nesterov,
     Steps,
 )
-from fastweights.core.architecture import MLP, Back, GatedMLP, Matrix, Polynomial, Record, Residual, Vector
+from fastweights.core.architecture import MLP, Back, GatedMLP, Matrix, Record, Residual, Vector
 from fastweights.core.bias import KL, L2, LP, DotProduct, Huber, Omega, RobustL2
 from fastweights.core.conformance import FULL, QUICK, Report, check_presets, check_rule
+from fastweights.core.features import Polynomial
 from fastweights.core.retention import (
     Bounded,
     ElasticNet,
@@ -74,6 +76,9 @@ RULES = {
     ),
     "hebbian, momentum and decay": Rule(Matrix(), DotProduct(), clip=None),
     "mlp, decay first (on the reference)": Rule(MLP(2, 1.5), chunk_size=1, decay_before_grad=True),
+    "hierarchy of three": Rule(
+        MLP(2, 1.5), L2(), WeightDecay(), Hierarchy((2, 4), 8), chunk_size=8, read="chunk", lr_max=0.1
+    ),
     "vector": Rule(Vector()),
     "vector, gates per key": Rule(Vector(), L2(), WeightDecay("key"), Nesterov(), lr_scope="key"),
     "biases, gelu by tanh": Rule(Residual(MLP(2, 1.5, "gelu_tanh", bias=True), affine=True), lr_max=0.005),
@@ -119,7 +124,8 @@ def test_presets_conform(name: str) -> None:
 @pytest.mark.parametrize("name", RULES)
 def test_every_choice_conforms(name: str) -> None:
     """Compilation (property 10) depends on the tier alone and is tested with the presets."""
-    report = check_rule(RULES[name], grid=SHORT, seeds=9, without=(10,), title=name)
+    grid = ((8, 19),) if name == "hierarchy of three" else SHORT
+    report = check_rule(RULES[name], grid=grid, seeds=9, without=(10,), title=name)
     assert report.ok, report.table()
 
 
@@ -145,9 +151,9 @@ def test_check_presets_goes_through_all(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_what_does_not_apply_is_reported_with_the_reason() -> None:
-    report = check_rule(presets.gated_deltanet(), grid=[(4, 3)], without=(2,))
+    report = check_rule(presets.gated_deltanet(), grid=[(4, 3), (1, 3)], seeds=3, without=range(2, 12))
     assert report.ok
-    assert [f.ok for f in report.findings] == [None, None]
+    assert [f.ok for f in report.findings if f.chunk == 4] == [None]
     assert "only defined online" in report.table()
     assert "left out" in report.table()
 

@@ -72,13 +72,13 @@ def rounded(x: Array, eps: float) -> Array:
 
 def mirror(w: Array, p: float) -> Array:
     """The gradient of 1/2 ||w||_p^2 (2504.13173, below (17)): sign(w) |w|^(p-1) / ||w||_p^(p-2)."""
-    size = rounded(w, 1e-12 * (w * w).mean())
+    size = rounded(w, 1e-14 * (w * w).max())
     return w * size ** (p - 2.0) / (size**p).sum() ** ((p - 2.0) / p)
 
 
 def printed(w: Array, q: float) -> Array:
     """(24): W_t = A_t / ||A_t||_q^(q-2)."""
-    return w / (rounded(w, 1e-12 * (w * w).mean()) ** q).sum() ** ((q - 2.0) / q)
+    return w / (rounded(w, 1e-14 * (w * w).max()) ** q).sum() ** ((q - 2.0) / q)
 
 
 def moneta(s: Stream, bound: float = 1.0, as_printed: bool = False) -> Want:

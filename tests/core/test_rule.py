@@ -19,7 +19,7 @@ from fastweights.core.types import Map, gate_width
 from fastweights.errors import UserError
 
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
-    "chunk size 0": (lambda: Rule(chunk_size=0), "chunk_size must be at least 1, not 0"),
+    "chunk size 0": (lambda: Rule(chunk_size=0), "chunk_size must be a whole number of at least 1, not 0"),
     "unknown read": (lambda: Rule(read="later"), "read must be one of after, before, chunk, not 'later'"),  # type: ignore[arg-type]
     "clip of 0": (lambda: Rule(clip=0.0), "clip must be above 0"),
     "clip of nan": (lambda: Rule(clip=float("nan")), "clip must be above 0"),

@@ -60,7 +60,7 @@ def test_gates_keep_their_ranges() -> None:
     gates: Gates = layer.open_gates(torch.randn(3, 50, 8))
     assert gates.threshold is not None
     assert 0 <= gates.threshold.min() < 0.1
-    assert 15.5 < gates.threshold.max() <= 16.0
+    assert 7.8 < gates.threshold.max() <= 8.0
 
 
 def test_several_keys_come_from_projections_of_their_own() -> None:

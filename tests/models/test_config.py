@@ -78,7 +78,8 @@ def test_values_that_make_no_sense_are_refused(changes: dict[str, Any], words: s
         ('{"dimension": 3}', "no field 'dimension'"),
         ('{"rule": {"chunk": 3}}', "Rule has no field 'chunk'"),
         ('{"rule": {"bias": {"kind": "L7"}}}', "unknown kind 'L7'"),
-        ('{"rule": {"chunk_size": "three"}}', "wrong type"),
+        ('{"rule": {"chunk_size": "three"}}', "must be a whole number"),
+        ('{"rule": {"architecture": {"kind": "MLP", "depth": "two"}}}', "wrong type"),
         ('{"rule": 5}', "rule must be of type Rule"),
     ],
 )

@@ -224,6 +224,8 @@ class Hierarchy(Algorithm):
         return self.step.coupling
 
     def __post_init__(self) -> None:
+        if not isinstance(self.local_chunks, tuple) or not isinstance(self.step, GradientDescent | Momentum | Nesterov):
+            raise UserError("a hierarchy has a tuple of local chunk sizes, a shard, and a plain step or momentum")
         if not self.local_chunks or any(c < 1 or self.shard % c for c in self.local_chunks):
             raise UserError(
                 f"a hierarchy needs local chunk sizes that divide its shard of {self.shard}, not {self.local_chunks}"

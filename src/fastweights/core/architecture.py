@@ -225,6 +225,8 @@ class Residual(Architecture):
     def __post_init__(self) -> None:
         if not 0 < self.eps < float("inf"):
             raise UserError(f"the LayerNorm's eps must be above 0, not {self.eps}")
+        if self.affine and any(c.name == "gain" for c in self.inner.constants(8, 8)):
+            raise UserError("two LayerNorms of one memory cannot both have a gain and a shift: they would be the same")
 
     def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
         _one_size("a residual memory", key_dim, value_dim)
@@ -273,91 +275,6 @@ class Residual(Architecture):
     def initial_constant(self, name: str, index: int) -> float:
         """Gain 1, shift 0."""
         return 0.0 if name == "shift" else 1.0 if name == "gain" else self.inner.initial_constant(name, index)
-
-
-@dataclass(frozen=True)
-class Polynomial(Architecture):
-    """Polynomial features in front of a memory, ``f(W, x) = inner(W, phi(x))`` (Atlas section 3.1).
-
-    ``phi(x)`` holds every monomial of x up to ``degree``, weighed so that ``<phi(q), phi(k)> = sum_i a_i^2 <q, k>^i``:
-    a truncated series of any kernel of the inner product. The a_i are learned and start at ``sqrt(1 / i!)``, the
-    exponential's. A matrix can then hold O(K^degree) pairs (proposition 2), at O(K^degree) of its size.
-
-    Args:
-        inner: the memory over the features.
-        degree: of the polynomial, 1 to 3.
-    """
-
-    inner: Architecture = Matrix()
-    degree: int = 2
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.degree <= 3:
-            raise UserError(f"the degree of polynomial features must be 1, 2 or 3, not {self.degree}")
-        if isinstance(self.inner, Residual):
-            raise UserError("polynomial features go around the inner memory: Residual(Polynomial(...))")
-
-    def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
-        return self.inner.maps(math.comb(key_dim + self.degree, self.degree), value_dim)
-
-    def constants(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
-        own = Map("coefficients", self.degree + 1, 1, True)
-        return (*self.inner.constants(key_dim, value_dim), own)
-
-    def forward(self, linear: Linear, x: Tensor) -> tuple[Tensor, Any]:
-        coefficients = linear("coefficients", x.new_ones(*x.shape[:-1], self.degree + 1))
-        parts = [coefficients[..., :1]]
-        for i in range(1, self.degree + 1):
-            found = _monomials(x.shape[-1], i)
-            orders = torch.tensor([_orders(factors) for factors in found], dtype=x.dtype, device=x.device)
-            monomials = orders.sqrt()
-            for place in range(i):
-                monomials = monomials * x[..., [factors[place] for factors in found]]
-            parts.append(coefficients[..., i : i + 1] * monomials)
-        return self.inner.forward(linear, torch.cat(parts, -1))
-
-    def backward(self, record: Record, back: Back, tape: Any, grad: Tensor) -> None:
-        self.inner.backward(record, back, tape, grad)
-
-    @property
-    def closed_form(self) -> bool:
-        """Whether that of the inner network is."""
-        return self.inner.closed_form
-
-    @property
-    def elementwise(self) -> frozenset[str]:  # type: ignore[override]
-        """Those of the inner network."""
-        return self.inner.elementwise
-
-    @property
-    def power(self) -> int:  # type: ignore[override]
-        """The degree."""
-        return self.degree * self.inner.power
-
-    def initial_gain(self, name: str) -> float:
-        return self.inner.initial_gain(name)
-
-    def initial_constant(self, name: str, index: int) -> float:
-        """The root of 1 / i!."""
-        if name != "coefficients":
-            return self.inner.initial_constant(name, index)
-        return math.factorial(index) ** -0.5
-
-
-def _monomials(size: int, degree: int) -> list[tuple[int, ...]]:
-    """The monomials of ``size`` variables of one degree (up to 3), as rising indices of their factors."""
-    # Written out, because a compiler follows loops where it stops at itertools.
-    if degree == 1:
-        return [(i,) for i in range(size)]
-    if degree == 2:
-        return [(i, j) for i in range(size) for j in range(i, size)]
-    return [(i, j, k) for i in range(size) for j in range(i, size) for k in range(j, size)]
-
-
-def _orders(factors: tuple[int, ...]) -> int:
-    """In how many orders the factors of a monomial can stand."""
-    different = len(set(factors))
-    return (1, 1, 2, 6)[different] if len(factors) == different else (1 if different == 1 else 3)
 
 
 def _with_one(x: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastweights.core.types import Scope
-from fastweights.errors import UserError
+from fastweights.errors import UserError, is_positive
 
 
 class Affine(NamedTuple):
@@ -26,8 +26,8 @@ class Affine(NamedTuple):
 class Bias(ABC):
     """An inner loss, summed over the value's channels, and its hand-derived gradient.
 
-    ``threshold`` is a gate of the bias's own, ``[..., 1]`` per token, for those that declare ``threshold_scope``, in
-    [0, ``largest``];
+    ``threshold`` is a gate of the bias's own, ``[..., 1]`` per token, for those that declare ``threshold_scope``; in
+    layers it reaches ``largest`` times sqrt(V);
     ``window`` and ``importance_scope`` are those of :class:`Omega`.
     """
 
@@ -103,8 +103,8 @@ class LP(Bias):
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        if not 1 <= self.p <= 4:
-            raise UserError(f"p of an L_p bias must lie between 1 and 4, not {self.p}")
+        if not is_positive(self.p) or not 1 <= self.p <= 4:
+            raise UserError(f"p of an L_p bias must lie between 1 and 4, not {self.p!r}")
         _positive("eps of an L_p bias", self.eps)
 
     def loss(self, prediction: Tensor, target: Tensor, threshold: Tensor | None = None) -> Tensor:
@@ -126,7 +126,7 @@ Reach = Literal["coordinate", "norm", "mixture"]
 class Huber(Bias):
     """Squared error for small errors, absolute error for large ones: outliers write a bounded amount.
 
-    With the threshold d, a gate per token (learned, as Yaad's delta_t) in [0, ``largest``]:
+    With the threshold d, a gate per token (learned, as Yaad's delta_t):
 
     * ``coordinate``: ``1/2 e_j^2`` where ``|e_j| <= d``, else ``d (|e_j| - d / 2)`` (MIRAS eq. 14);
     * ``norm``: ``1/2 |e|^2`` where ``|e| <= d``, else ``d (|e| - d / 2)`` (eq. 15): the error clipped to length d;
@@ -137,15 +137,16 @@ class Huber(Bias):
 
     Args:
         reach: what the threshold is compared with.
-        largest: upper end of the threshold's gate; layers start it near there, as squared error. A residual memory's
-            answers have length sqrt(V): with a threshold below that, ``mixture`` would see nothing but signs.
+        largest: upper end of the threshold's gate in layers, in units of sqrt(V), where it starts nearly: as squared
+            error. A residual memory's answers have length sqrt(V); with a threshold below that, ``mixture`` would see
+            nothing but signs.
         eps: rounds ``|x|`` to ``sqrt(x^2 + eps)`` in the absolute branch of ``mixture`` and in norms.
     """
 
     threshold_scope = "head"
 
     reach: Reach = "mixture"
-    largest: float = 16.0
+    largest: float = 4.0
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
@@ -194,8 +195,8 @@ class RobustL2(Bias):
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        if not 0 <= self.shift < float("inf"):
-            raise UserError(f"the shift of a robust bias must be at least 0, not {self.shift}")
+        if self.shift != 0 and not is_positive(self.shift):
+            raise UserError(f"the shift of a robust bias must be at least 0, not {self.shift!r}")
         _positive("eps of a robust bias", self.eps)
 
     def loss(self, prediction: Tensor, target: Tensor, threshold: Tensor | None = None) -> Tensor:
@@ -262,8 +263,8 @@ class Omega(Bias):
 
 
 def _positive(what: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise UserError(f"{what} must be above 0, not {value}")
+    if not is_positive(value):
+        raise UserError(f"{what} must be above 0, not {value!r}")
 
 
 def _needed(threshold: Tensor | None) -> Tensor:

@@ -52,21 +52,17 @@ def run_channels(rule: Rule, chunks: Chunks, memory: Memory, slow: Slow, surpris
     if rule.decay_before_grad and chunks.retain is not None:
         gate = _retain(chunks)
         earlier = _Decay(before.carry * gate, before.pairs * gate.transpose(-1, -2).unsqueeze(-1))
-    system = earlier.scores(writes.look, writes.erase) * affine.slope
-    sides = [
-        writes.look * earlier.carry * affine.slope,
-        (earlier.scores(writes.look, writes.write) * affine.slope) @ writes.value,
-    ]
-    solved = torch.linalg.solve_triangular(system, torch.cat(sides, -1), upper=False, unitriangular=True)
-    with_dual, constant = solved.split([s.shape[-1] for s in sides], -1)
-    duals, errors, memory = _walk(chunks, memory, slow, writes, after, (with_dual, constant))
-    bound = gradient_bound({"e": writes.erase, "v": writes.write}, {"e": errors, "v": writes.value})
+    solved = _solve(earlier, writes, affine.slope) if affine.slope else None
+    duals, errors, memory = _walk(chunks, memory, slow, writes, after, solved)
+    bound = gradient_bound({"v": writes.write}, {"v": writes.value})
+    if errors is not None:
+        bound = bound + gradient_bound({"e": writes.erase}, {"e": errors})
     if not torch.compiler.is_compiling() and not bool(torch.isfinite(bound)):
         return None
 
     def applied(decay: _Decay, h: Tensor) -> Tensor:
         y = (h * decay.carry) @ duals.transpose(-1, -2)
-        y = y - decay.scores(h, writes.erase) @ errors
+        y = y if errors is None else y - decay.scores(h, writes.erase) @ errors
         return y + decay.scores(h, writes.write) @ writes.value
 
     y = applied(after if rule.read == "after" else before, chunks.q)
@@ -77,6 +73,18 @@ def run_channels(rule: Rule, chunks: Chunks, memory: Memory, slow: Slow, surpris
     error = rule.bias.gradient(prediction, torch.zeros_like(prediction) if rule.erase_key else chunks.v)
     norm = torch.linalg.vector_norm(error, dim=-1) * torch.linalg.vector_norm(writes.look, dim=-1)
     return Outcome(y, memory, Felt(loss, norm, torch.zeros_like(loss, dtype=torch.bool)))
+
+
+def _solve(earlier: _Decay, writes: _Writes, slope: float) -> tuple[Tensor, Tensor]:
+    """What an error is of the dual at the block's start, and of the values before it."""
+    sides = [
+        writes.look * earlier.carry * slope,
+        (earlier.scores(writes.look, writes.write) * slope) @ writes.value,
+    ]
+    system = earlier.scores(writes.look, writes.erase) * slope
+    solved = torch.linalg.solve_triangular(system, torch.cat(sides, -1), upper=False, unitriangular=True)
+    with_dual, constant = solved.split([s.shape[-1] for s in sides], -1)
+    return with_dual, constant
 
 
 def _writes(rule: Rule, chunks: Chunks, gain: float) -> _Writes:
@@ -110,19 +118,22 @@ def _shift(rows: Tensor, fill: float) -> Tensor:
 
 
 def _walk(
-    chunks: Chunks, memory: Memory, slow: Slow, writes: _Writes, decay: _Decay, solved: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor, Memory]:
-    """Duals at the start of every block ``[N, G, V, K]``, errors ``[N, G, W, V]``, and the memory at the end."""
+    chunks: Chunks, memory: Memory, slow: Slow, writes: _Writes, decay: _Decay, solved: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor | None, Memory]:
+    """Duals at the start of every block ``[N, G, V, K]``, errors ``[N, G, W, V]`` if any, and the memory at the end."""
     last = decay.pairs[..., -1, :].transpose(-1, -2)
     erased, written = (writes.erase * last).unbind(0), (writes.write * last).unbind(0)
     kept, values = decay.carry[:, :, -1:].unbind(0), writes.value.unbind(0)
+    parts = None if solved is None else (solved[0].unbind(0), solved[1].unbind(0))
     dual = memory.dual["matrix"]
     duals, errors = [], []
-    for n, (with_dual, constant) in enumerate(zip(*[part.unbind(0) for part in solved], strict=True)):
+    for n, value in enumerate(values):
         if chunks.reset is not None:
             dual = choose(chunks.reset[n], slow.initial, {"matrix": dual})["matrix"]
         duals.append(dual)
-        errors.append(torch.baddbmm(constant, with_dual, dual.transpose(1, 2)))
-        new = torch.baddbmm(dual * kept[n], errors[-1].transpose(1, 2), erased[n], alpha=-1.0)
-        dual = torch.baddbmm(new, values[n].transpose(1, 2), written[n])
-    return torch.stack(duals), torch.stack(errors), Memory({"matrix": dual}, {}, {})
+        new = dual * kept[n]
+        if parts is not None:
+            errors.append(torch.baddbmm(parts[1][n], parts[0][n], dual.transpose(1, 2)))
+            new = torch.baddbmm(new, errors[-1].transpose(1, 2), erased[n], alpha=-1.0)
+        dual = torch.baddbmm(new, value.transpose(1, 2), written[n])
+    return torch.stack(duals), torch.stack(errors) if errors else None, Memory({"matrix": dual}, {}, {})

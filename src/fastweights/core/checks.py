@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fastweights.core.algorithm import Hierarchy
 from fastweights.core.gradient import all_finite
 from fastweights.core.layout import Layout
 from fastweights.core.rule import Rule, Tier
@@ -14,7 +15,7 @@ from fastweights.core.types import Gates, MemoryState
 from fastweights.errors import UserError
 
 _SILENT = (0.0, 1.0, 1.0, 1.0, 0.0)
-"""Gates of a token that leaves no trace."""
+"""Gates of a rejected token: finite. It is masked besides, which no gate value can do."""
 
 
 class Call(NamedTuple):
@@ -53,6 +54,16 @@ def wide(w: Tensor) -> Tensor:
     return w.to(torch.promote_types(w.dtype, torch.float32))
 
 
+def require_state(state: object, gates: object) -> None:
+    """Refuses what is no state or no gates, such as a whole result.
+
+    Raises:
+        UserError: with what to give instead.
+    """
+    if not isinstance(state, MemoryState) or not isinstance(gates, Gates):
+        raise UserError("the engine takes Gates, and a MemoryState from init_state or an earlier result's .state")
+
+
 def checked(call: Call) -> Call:
     """The call with every tensor in the state's dtype and every gate ``[B, H, T, n]``.
 
@@ -69,13 +80,32 @@ def checked(call: Call) -> Call:
         )
     if q.shape[2] == 0:
         raise UserError("a call must bring at least one token slot")
-    count = len(rule.maps(*call.sizes)) + len(rule.constants(*call.sizes))
-    if len(call.initial) != count:
-        raise UserError(f"this rule has {count} initial weights, not {len(call.initial)}")
+    maps = (*rule.maps(*call.sizes), *rule.constants(*call.sizes))
+    want = [(q.shape[1], m.outputs, m.inputs) for m in maps]
+    found = [tuple(w.shape) for w in call.initial]
+    if found != want:
+        raise UserError(f"the initial weights and constants of this rule have the shapes {want}, not {found}")
+    _check_state(call)
     dtype = wide(call.initial[0]).dtype
     q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     gates = Gates(*[None if g is None else g.to(dtype) for g in _checked_gates(call)])
     return call._replace(initial=tuple(wide(w) for w in call.initial), q=q, k=k, v=v, gates=gates)
+
+
+def _check_state(call: Call) -> None:
+    maps = call.rule.maps(*call.sizes)
+    want = [(*call.q.shape[:2], m.outputs, m.inputs) for m in maps]
+    found = [tuple(w.shape) for w in call.state.dual]
+    momenta, anchors = len(call.state.momentum), len(call.state.anchor)
+    plain = not isinstance(call.rule.algorithm, Hierarchy)
+    whole = found == want and len(call.state.position) == call.q.shape[0]
+    if plain:
+        whole &= momenta == len(maps) * call.rule.has_momentum and anchors == len(maps) * call.rule.keeps_anchor
+    if not whole:
+        raise UserError(
+            f"the state was not made for this rule and these inputs: its memory has the shapes {found} (with {momenta} "
+            f"momenta and {anchors} anchors), where this rule's has {want}"
+        )
 
 
 def _checked_gates(call: Call) -> list[Tensor | None]:

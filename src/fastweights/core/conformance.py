@@ -36,7 +36,7 @@ from fastweights.core.delta import BLOCK
 from fastweights.core.presets import PRESETS
 from fastweights.core.properties import Verdict, not_applicable
 from fastweights.core.retention import Reset
-from fastweights.core.rule import Rule, Tier
+from fastweights.core.rule import Rule, Tier, require_rule
 from fastweights.errors import UserError
 
 FULL: tuple[tuple[int, int], ...] = tuple(product((1, 4, 7, 16), (1, 3, 7, 16, 33)))
@@ -133,7 +133,7 @@ def check_rule(
     """Certifies a rule: properties 1 to 11 at every pair of chunk size and length.
 
     Args:
-        rule: the rule; its own chunk size is replaced by those of the grid.
+        rule: the rule; its own chunk size is replaced by those of the grid, unless it is defined at none of them.
         grid: pairs (chunk size, length), such as :data:`FULL`, :data:`QUICK` or ``itertools.product(sizes, lengths)``.
         seeds: draws whose median error decides in float32 and bfloat16.
         key_dim: K.
@@ -154,6 +154,7 @@ def check_rule(
 
     Cost: seconds per pair; the reference takes a backward pass per token.
     """
+    require_rule(rule)
     value_dim = value_dim or value_size(rule, key_dim)
     findings: list[Finding] = []
 
@@ -163,7 +164,10 @@ def check_rule(
 
     test("2 inner gradients", None, None, partial(equality.inner_gradients, rule, key_dim, value_dim))
     tiers: dict[Tier, list[Trial]] = {}
-    for chunk, pairs in groupby(sorted(set(grid)), key=lambda pair: pair[0]):
+    wanted = set(grid)
+    if not any(_defined(rule, chunk) for chunk, _ in wanted):
+        wanted |= {(rule.chunk_size, length) for _, length in wanted}
+    for chunk, pairs in groupby(sorted(wanted), key=lambda pair: pair[0]):
         try:
             resized = _resized(rule, chunk)
         except UserError as reason:
@@ -199,11 +203,19 @@ def _resized(rule: Rule, chunk: int) -> Rule:
         UserError: it is not defined there.
     """
     retention, algorithm = rule.retention, rule.algorithm
-    if isinstance(retention, Reset):
+    if isinstance(retention, Reset) and chunk != rule.chunk_size:
         retention = replace(retention, every=chunk * min(2, retention.every // rule.chunk_size))
-    if isinstance(algorithm, Hierarchy):
+    if isinstance(algorithm, Hierarchy) and chunk != rule.chunk_size:
         algorithm = replace(algorithm, local_chunks=(chunk,), shard=2 * chunk)
     return replace(rule, chunk_size=chunk, retention=retention, algorithm=algorithm)
+
+
+def _defined(rule: Rule, chunk: int) -> bool:
+    try:
+        _resized(rule, chunk)
+    except UserError:
+        return False
+    return True
 
 
 def check_presets(grid: Literal["full", "quick"] = "full") -> Iterator[Report]:

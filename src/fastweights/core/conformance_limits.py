@@ -186,7 +186,18 @@ def non_finite_tokens(trial: Trial, seed: int = 6) -> Verdict:
             identical([a for a, _ in untouched], [b for _, b in untouched], f"{name}, other tokens: "),
             identical([a for a, _ in kept], [b for _, b in kept], f"{name}, the memory it meets: "),
         ]
-    return worst([*verdicts, non_finite_query(trial, clean, state, at)])
+    return worst([*verdicts, non_finite_query(trial, clean, state, at), traceless(trial, state, seed)])
+
+
+def traceless(trial: Trial, state: MemoryState, seed: int) -> Verdict:
+    """A token that is not finite, last in a call and not the first of its chunk, leaves row 0's memory alone."""
+    if trial.rule.grows or (trial.rule.online and trial.rule.settles):
+        return not_applicable("the memory grows, or every token opens a chunk")
+    x = trial.draw(2, max(2 * trial.rule.chunk_size, 3), seed)
+    trial.split(x)["v"][0, -1] = torch.nan
+    with_it, without = trial(x, state)[1], trial(x[:, :-1], state)[1]
+    pairs = [(a[0], b[0]) for i in (0, 1) for a, b in zip(with_it[i], without[i], strict=True)]
+    return within([a for a, _ in pairs], [b for _, b in pairs], EXACT, "without the token: ")
 
 
 def non_finite_query(trial: Trial, clean: Tensor, state: MemoryState, at: int) -> Verdict:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastweights.core import hierarchy, softmax, steps
 from fastweights.core.algorithm import Hierarchy
-from fastweights.core.checks import Call, checked, rejecting, wide
+from fastweights.core.checks import Call, checked, rejecting, require_state, wide
 from fastweights.core.delta import block, run_delta
 from fastweights.core.dual import run_dual
 from fastweights.core.gradient import Chunks, Memory, Outcome, Slow
@@ -24,7 +24,7 @@ from fastweights.core.materialised import run_materialised
 from fastweights.core.network import plain
 from fastweights.core.opening import Opening, link, open_chunk
 from fastweights.core.reference import run_reference
-from fastweights.core.rule import Rule, Tier
+from fastweights.core.rule import ANY_SIZE, Rule, Tier
 from fastweights.core.types import Gates, MemoryState, Surprise
 from fastweights.core.window import band, empty_tail, extend, new_tail, sources
 from fastweights.errors import UserError
@@ -137,6 +137,7 @@ def run(
     chosen = tier or rule.tiers[0]
     if chosen not in rule.tiers:
         raise UserError(f"this rule runs on the tiers {', '.join(rule.tiers)}, not on {chosen!r}")
+    require_state(state, gates)
     layout = layout or make_layout(state.position, q.shape[2])
     dtype = q.dtype
     call = rejecting(checked(Call(rule, initial, q, k, v, gates, state, layout, surprise, chosen)))
@@ -148,10 +149,11 @@ def run(
 
 
 def _dispatch(call: Call, grid: Grids | None) -> Result:
+    """Runs a call that has been checked; memories made of several dispatch calls of their parts."""
     if call.rule.algorithm.steps > 1:
-        return Result(*steps.run_steps(call, run, grid))
+        return Result(*steps.run_steps(call, _dispatch, grid))
     if isinstance(call.rule.algorithm, Hierarchy):
-        return Result(*hierarchy.run_hierarchy(call, run, grid))
+        return Result(*hierarchy.run_hierarchy(call, _dispatch, grid))
     if call.tier == "attention":
         return Result(*softmax.run_softmax(call))
     if call.tier == "reference":
@@ -167,7 +169,7 @@ def _run_chunks(call: Call, grid: Grid) -> Result:
     chunks, tail = _chunks(call, grid)
     outcome = _PROGRAMS[call.tier](rule, chunks, _flatten(names, state), _slow(call, grid, names), call.surprise)
     if outcome is None:
-        return run(*call[:7], call.layout, surprise=call.surprise, tier=rule.tiers[1])
+        return _dispatch(call._replace(tier=rule.tiers[1]), None)
     y = from_grid(grid, outcome.y.unflatten(1, (batch, heads)))
     after = _unflatten(outcome.memory, state, call.layout, batch, heads)._replace(extra=tail)
     if outcome.felt is None:
@@ -248,8 +250,8 @@ def read(rule: Rule, initial: tuple[Tensor, ...], weights: tuple[Tensor, ...], q
         return hierarchy.read(rule, initial, weights, asked, read).to(q.dtype)
     count = _constant_count(rule)
     fixed = [wide(w) for w in initial[len(initial) - count :]]
-    constants = dict(zip([m.name for m in rule.constants(8, 8)], fixed, strict=True))
-    names = [m.name for m in rule.maps(8, 8)]
+    constants = dict(zip([m.name for m in rule.constants(ANY_SIZE, ANY_SIZE)], fixed, strict=True))
+    names = [m.name for m in rule.maps(ANY_SIZE, ANY_SIZE)]
     if rule.tiers[0] == "least squares":
         asked = solve_query(rule, weights[1], constants["ridge"], asked)
     linear = plain(dict(zip(names, weights, strict=True)), constants, rule.architecture.elementwise)
@@ -257,7 +259,7 @@ def read(rule: Rule, initial: tuple[Tensor, ...], weights: tuple[Tensor, ...], q
 
 
 def _constant_count(rule: Rule) -> int:
-    return len(rule.constants(8, 8))
+    return len(rule.constants(ANY_SIZE, ANY_SIZE))
 
 
 def _slow(call: Call, grid: Grid, names: list[str]) -> Slow:

@@ -22,8 +22,9 @@ from fastweights.core.algorithm import (
     NewtonSchulz,
     Steps,
 )
-from fastweights.core.architecture import MLP, Architecture, GatedMLP, Matrix, Polynomial, Residual, Vector
+from fastweights.core.architecture import MLP, Architecture, GatedMLP, Matrix, Residual, Vector
 from fastweights.core.bias import KL, L2, LP, Bias, DotProduct, Huber, Omega, RobustL2
+from fastweights.core.features import Polynomial
 from fastweights.core.retention import (
     Bounded,
     ElasticNet,

@@ -21,8 +21,9 @@ from fastweights.core.algorithm import (
     NewtonSchulz,
     Steps,
 )
-from fastweights.core.architecture import Architecture, Matrix, Polynomial, Residual
+from fastweights.core.architecture import Architecture, Matrix, Residual
 from fastweights.core.explanation_choices import beginning_of, link_of, loss_of, network, own, projection_of
+from fastweights.core.features import Polynomial
 from fastweights.core.rule import Rule
 from fastweights.core.types import Gates, Scope
 

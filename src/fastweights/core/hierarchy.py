@@ -19,7 +19,7 @@ from fastweights.core.architecture import Matrix
 from fastweights.core.bias import DotProduct
 from fastweights.core.checks import Call
 from fastweights.core.retention import NoRetention, Reset, WeightDecay
-from fastweights.core.rule import Rule
+from fastweights.core.rule import ANY_SIZE, Rule
 from fastweights.core.types import Gates, MemoryState, Surprise
 
 Weights = tuple[Tensor, ...]
@@ -35,7 +35,7 @@ class Part(NamedTuple):
 def parts(rule: Rule) -> list[Part]:
     """The global memory, the local ones, and the local ones' spans of keys."""
     algorithm = cast(Hierarchy, rule.algorithm)
-    count = len(rule.architecture.maps(8, 8))
+    count = len(rule.architecture.maps(ANY_SIZE, ANY_SIZE))
     whole = replace(rule, algorithm=algorithm.step)
     again = Reset(cast(NoRetention | WeightDecay, rule.retention), algorithm.shard)
     local = [replace(whole, retention=again, chunk_size=c, read="after") for c in algorithm.local_chunks]
@@ -53,8 +53,10 @@ def init_state(rule: Rule, initial: Weights, batch: int, init: Callable[..., Mem
     )
 
 
-def run_hierarchy(call: Call, run: Callable[..., Any], grids: Any) -> tuple[Tensor, MemoryState, Surprise | None]:
-    """Runs all memories by ``run`` of the engine and adds their answers.
+def run_hierarchy(
+    call: Call, dispatch: Callable[[Call, Any], Any], grids: Any
+) -> tuple[Tensor, MemoryState, Surprise | None]:
+    """Runs all memories by the engine and adds their answers.
 
     ``loss`` and ``gradient_norm`` of the surprise are sums over the memories; the gates are shared.
     """
@@ -65,10 +67,9 @@ def run_hierarchy(call: Call, run: Callable[..., Any], grids: Any) -> tuple[Tens
     grids = grids or [None] * len(found)
 
     def part(i: int, q: Tensor, v: Tensor, gates: Gates) -> Any:
-        grid, tier = grids[i], call.tier
-        if i > local and tier == "materialised":
-            tier = found[i].rule.tiers[0]
-        return run(found[i].rule, initials[i], q, call.k, v, gates, states[i], call.layout, grid, call.surprise, tier)
+        tier = call.tier if call.tier in found[i].rule.tiers else found[i].rule.tiers[0]
+        own = call._replace(rule=found[i].rule, initial=initials[i], q=q, v=v, gates=gates, state=states[i], tier=tier)
+        return dispatch(own, grids[i] if tier == found[i].rule.tiers[0] else None)
 
     results = [part(0, call.q, call.v, call.gates)]
     once = Gates(torch.ones_like(call.q[..., :1]))
@@ -111,7 +112,7 @@ def read(rule: Rule, initial: Weights, weights: Weights, q: Tensor, read_one: Ca
 def _initials(rule: Rule, initial: Weights) -> list[Weights]:
     """The initial weights of every memory; those with the rule's architecture also need its constants."""
     found = parts(rule)
-    count = len(rule.architecture.constants(8, 8))
+    count = len(rule.architecture.constants(ANY_SIZE, ANY_SIZE))
     constants = initial[len(initial) - count :] if count else ()
     groups = _group(initial, [part.maps for part in found])
     networks = 1 + (len(found) - 1) // 2

@@ -44,6 +44,8 @@ def _settle(rule: Rule, memory: Memory, slow: Slow, opening: Opening) -> tuple[W
     """What becomes of the dual where a later chunk of a document opens, and which memories begin anew."""
     dual, momentum, anchor = memory
     later = opening.start > 0 if opening.fresh is None else opening.fresh & (opening.start > 0)
+    if not torch.compiler.is_compiling() and not bool(later.any()):
+        return dual, opening.reset
     if rule.algorithm.coupling == "deferred":
         dual = choose(later, {name: rule.algorithm.settle(w, momentum[name]) for name, w in dual.items()}, dual)
     if rule.retention.projects:

@@ -20,8 +20,9 @@ from fastweights.core.algorithm import (
     NewtonSchulz,
     Steps,
 )
-from fastweights.core.architecture import MLP, Architecture, GatedMLP, Matrix, Polynomial, Residual
+from fastweights.core.architecture import MLP, Architecture, GatedMLP, Matrix, Residual
 from fastweights.core.bias import L2, LP, Bias, DotProduct, Huber, Omega
+from fastweights.core.features import Polynomial
 from fastweights.core.retention import KLDivergence, LQNorm, NoRetention, Retention, RowNorm, WeightDecay
 from fastweights.core.rule import Rule
 
@@ -155,14 +156,18 @@ def gated_deltanet(negative: bool = False) -> Rule:
 
 
 def longhorn() -> Rule:
-    """Longhorn (arXiv 2407.14207): the implicit step of the delta rule, stable for any lr."""
-    return Rule(Matrix(), L2(), NoRetention(), ImplicitStep(), chunk_size=1, clip=None)
+    """Longhorn (arXiv 2407.14207): the implicit step of the delta rule, stable for any lr and any length of the keys.
+
+    The full matrix; the paper's layer keeps its diagonal.
+    """
+    return Rule(Matrix(), L2(), NoRetention(), ImplicitStep(), chunk_size=1, clip=None, normalise_qk=False)
 
 
 def rwkv7() -> Rule:
     """RWKV-7 (arXiv 2503.14456): decay and erasure per key channel, with an erased key apart from the written one.
 
     ``A_t = A_{t-1} (diag(retain_t) - e_t (lr_t * e_t)^T) + v_t k_t^T``; lr is the paper's in-context learning rate.
+    Only the erased key has unit length.
     """
     return Rule(
         Matrix(),
@@ -173,6 +178,7 @@ def rwkv7() -> Rule:
         clip=None,
         lr_scope="key",
         erase_key=True,
+        normalise_qk=False,
     )
 
 
@@ -213,6 +219,7 @@ def _ttt(inner: Architecture, lr_max: float, chunk_size: int) -> Rule:
         chunk_size=chunk_size,
         lr_max=lr_max,
         clip=None,
+        normalise_qk=False,
     )
 
 

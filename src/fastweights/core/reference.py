@@ -211,7 +211,8 @@ class _Inner(NamedTuple):
         loss, grads, norm, overflown = self.gradient(at, window)
         felt = loss, norm, ~self.alive[:, 0, 0] | overflown
         if isinstance(rule.algorithm, ImplicitStep):
-            new = implicit_step(rule, kept[0], lr[0], window[-1])
+            k, v = (torch.where(overflown[:, None], 0.0, x) for x in window[-1][:2])
+            new = implicit_step(rule, kept[0], lr[0], window[-1]._replace(k=k, v=v))
             return (torch.where(self.alive, new, dual[0]),), momentum, felt
         if rule.algorithm.erases:
             k = torch.where(overflown[:, None], 0.0, window[-1].k)

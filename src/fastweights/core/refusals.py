@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from inspect import getattr_static
 from typing import TYPE_CHECKING
 
 from fastweights.core.algorithm import (
@@ -17,7 +18,7 @@ from fastweights.core.algorithm import (
 )
 from fastweights.core.architecture import Matrix
 from fastweights.core.bias import L2, DotProduct
-from fastweights.core.retention import NoRetention, WeightDecay
+from fastweights.core.retention import NoRetention, Retention, WeightDecay
 from fastweights.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,12 +43,16 @@ def _conventions(rule: Rule) -> Iterator[tuple[bool, str]]:
         and (rule.bias.window > 1 or rule.retention.link_at is not None or rule.algorithm.erases),
         "decay_before_grad is only defined for plain gradients at the current weights: no window, link or erasing step",
     )
-    yield rule.tied and rule.retention.scope != "key", "tied keys are 1 - retain: retain needs the scope 'key'"
+    matrix = isinstance(rule.architecture, Matrix) and not rule.architecture.bias
+    yield (
+        rule.tied and not (rule.retention.scope == "key" and matrix and rule.keys == 1),
+        "tied keys are 1 - retain: a plain matrix with one key a token, whose retain gate has the scope 'key'",
+    )
     yield (
         rule.erase_key
         and not (
             rule.online
-            and isinstance(rule.architecture, Matrix)
+            and matrix
             and isinstance(rule.bias, L2)
             and not rule.decay_before_grad
             and rule.clip is None
@@ -62,13 +67,18 @@ def _conventions(rule: Rule) -> Iterator[tuple[bool, str]]:
 def _retentions(rule: Rule) -> Iterator[tuple[bool, str]]:
     retention = rule.retention
     kind = type(retention).__name__
+    for hook, flag in (("project", "projects"), ("link", "link_at")):
+        yield (
+            _overrides(retention, hook) and not getattr(retention, flag) and not _computed(retention, flag),
+            f"{kind} has a {hook} of its own that nothing would call: declare {flag} beside it",
+        )
     yield (
         retention.scope in retention.refused_scopes,
         f"{kind} normalises along a row: a retain gate of scope {retention.scope!r} would be another rule",
     )
     yield (
         retention.link_at == "chunk" and rule.read != "chunk",
-        f"the link of {kind} acts at the chunk's start: set read='chunk', or let it act at every token",
+        f"the link of {kind} acts at the chunk's start: set read='chunk', or let it act at every 'token'",
     )
     yield (
         retention.every is not None and retention.every % rule.chunk_size != 0,
@@ -87,7 +97,11 @@ def _retentions(rule: Rule) -> Iterator[tuple[bool, str]]:
 
 def _algorithms(rule: Rule) -> Iterator[tuple[bool, str]]:
     algorithm, plain = rule.algorithm, isinstance(rule.retention, NoRetention | WeightDecay)
-    matrix = isinstance(rule.architecture, Matrix)
+    matrix = isinstance(rule.architecture, Matrix) and not rule.architecture.bias
+    yield (
+        isinstance(algorithm, ImplicitStep) and any(scope not in (None, "head") for scope in rule.scopes),
+        "an implicit step has one lr and one retain gate a head",
+    )
     yield (
         isinstance(algorithm, ImplicitStep) and not (matrix and isinstance(rule.bias, L2) and plain and rule.online),
         "an implicit step has a closed form only for a matrix with squared error, online: others must be solved for",
@@ -122,11 +136,11 @@ def _algorithms(rule: Rule) -> Iterator[tuple[bool, str]]:
         "delta gradient descent takes one lr per map: its eigenvalue 1 - lr |x|^2 is a number",
     )
     yield (
-        isinstance(algorithm, NewtonSchulz) and rule.read != "chunk",
-        "a step along the orthogonalised momentum is taken where a chunk opens: set read='chunk'",
+        algorithm.coupling == "deferred" and rule.read != "chunk",
+        "a step that waits for the chunk's end is taken where the next one opens: set read='chunk'",
     )
     yield (
-        isinstance(algorithm, NewtonSchulz) and rule.decay_before_grad,
+        algorithm.coupling == "deferred" and rule.decay_before_grad,
         "decay_before_grad has no meaning where the step waits for the chunk's end",
     )
     yield from _solvers(rule)
@@ -170,3 +184,12 @@ def _solvers(rule: Rule) -> Iterator[tuple[bool, str]]:
         "the global memory of a hierarchy is read at its chunk's start: read='chunk'",
     )
     yield layered and rule.decay_before_grad, "decay_before_grad is not defined for a hierarchy of memories"
+
+
+def _overrides(retention: Retention, hook: str) -> bool:
+    return getattr(type(retention), hook) is not getattr(Retention, hook)
+
+
+def _computed(retention: Retention, flag: str) -> bool:
+    """Whether a flag depends on the other fields, so that its class has thought of it."""
+    return isinstance(getattr_static(type(retention), flag, None), property)

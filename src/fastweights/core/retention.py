@@ -19,12 +19,9 @@ import torch
 from torch import Tensor
 
 from fastweights.core.types import Scope
-from fastweights.errors import UserError
+from fastweights.errors import UserError, is_positive
 
 LinkAt = Literal["chunk", "token"]
-
-TINY = 1e-24
-"""Added to squares that something is divided by."""
 
 
 class Retention(ABC):
@@ -132,25 +129,29 @@ class LQNorm(Retention):
         form: ``mirror`` or ``printed``.
         scope: of the gate ``retain``, which acts on A; see :class:`WeightDecay`.
         link_at: where the link acts; the paper: at chunk ends.
-        eps: rounds ``|x|`` to ``sqrt(x^2 + eps mean(x^2))``, and bounds the printed divisor.
+        eps: rounds ``|x|`` to ``sqrt(x^2 + eps max(x^2))``, and bounds the printed divisor.
     """
 
     q: float = 4.0
     form: Literal["mirror", "printed"] = "mirror"
     scope: Scope = "head"
     link_at: LinkAt = "chunk"
-    eps: float = 1e-12
+    eps: float = 1e-14
 
     def __post_init__(self) -> None:
         _check_link(self.link_at)
         _positive("eps of an L_q retention", self.eps)
-        if not 2 <= self.q < float("inf"):
-            raise UserError(f"q of an L_q retention must be at least 2, not {self.q}")
+        if not is_positive(self.q) or self.q < 2:
+            raise UserError(f"q of an L_q retention must be at least 2, not {self.q!r}")
         if self.form not in ("mirror", "printed"):
             raise UserError(f"form must be 'mirror' or 'printed', not {self.form!r}")
 
     def begin(self, initial: Tensor) -> Tensor:
         return initial if self.form == "printed" else self._mirror(initial, self.q)
+
+    def initial_spread(self, gain: float, inputs: int) -> float:
+        """Never 0, where the printed form has no value and both move infinitely fast."""
+        return (gain or 1.0) / inputs**0.5
 
     def link(self, dual: Tensor) -> Tensor:
         if self.form == "printed":
@@ -159,15 +160,18 @@ class LQNorm(Retention):
 
     def _mirror(self, w: Tensor, p: float) -> Tensor:
         """The gradient of ``1/2 |w|_p^2``; those of p and q = p / (p - 1) undo each other."""
-        return w * self._square(w) ** (p / 2 - 1) * self._norm(w, p) ** (2 - p)
+        scaled, largest = self._scaled(w)
+        size = scaled.square() + self.eps
+        return largest * scaled * size ** (p / 2 - 1) * (size ** (p / 2)).sum((-2, -1), keepdim=True) ** (2 / p - 1)
 
     def _norm(self, w: Tensor, p: float) -> Tensor:
-        return (self._square(w) ** (p / 2)).sum((-2, -1), keepdim=True) ** (1 / p)
+        scaled, largest = self._scaled(w)
+        return largest * ((scaled.square() + self.eps) ** (p / 2)).sum((-2, -1), keepdim=True) ** (1 / p)
 
-    def _square(self, w: Tensor) -> Tensor:
-        """Rounded on the scale of the matrix, so that both forms stay homogeneous; finite where all of it is 0."""
-        squares = w.square()
-        return squares + self.eps * squares.mean((-2, -1), keepdim=True) + TINY
+    def _scaled(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """The matrix over its largest entry, and that entry, which counts as a number: both maps are homogeneous."""
+        largest = w.detach().abs().amax((-2, -1), keepdim=True)
+        return w / torch.where(largest == 0, 1.0, largest), largest
 
 
 @dataclass(frozen=True)
@@ -189,8 +193,8 @@ class ElasticNet(Retention):
 
     def __post_init__(self) -> None:
         _check_link(self.at)
-        if not 0 <= self.shrink < float("inf"):
-            raise UserError(f"the threshold of an elastic net must be at least 0, not {self.shrink}")
+        if self.shrink != 0 and not is_positive(self.shrink):
+            raise UserError(f"the threshold of an elastic net must be at least 0, not {self.shrink!r}")
         if self.form not in ("proximal", "ftrl"):
             raise UserError(f"form must be 'proximal' or 'ftrl', not {self.form!r}")
 
@@ -254,14 +258,18 @@ class FDivergence(Retention):
 
     def _chi2(self, w: Tensor, moved: Tensor) -> Tensor:
         """Finds zeta exactly: the row's sum falls piecewise linearly in it, with a corner at every ``1 + moved``."""
-        corners, order = (1.0 + moved).sort(-1, descending=True)
-        ahead = w.gather(-1, order)
-        mass = ahead.cumsum(-1)
-        zeta = ((ahead * corners).cumsum(-1) - self.total) / mass.clamp_min(torch.finfo(w.dtype).tiny)
-        # The weights above zeta are those of the longest run whose smallest corner still lies above its own zeta.
-        active = ((corners > zeta) & (mass > 0)).to(torch.int64)
-        last = (active * torch.arange(1, w.shape[-1] + 1, device=w.device)).argmax(-1, keepdim=True)
-        return w * torch.relu(1.0 + moved - zeta.gather(-1, last))
+        with torch.no_grad():
+            corners, order = (1.0 + moved).sort(-1, descending=True)
+            ahead = w.gather(-1, order)
+            mass = ahead.cumsum(-1)
+            zeta = ((ahead * corners).cumsum(-1) - self.total) / mass.clamp_min(torch.finfo(w.dtype).tiny)
+            # The weights above zeta are those of the longest run whose smallest corner still lies above its own zeta.
+            runs = ((corners > zeta) & (mass > 0)).to(torch.int64)
+            last = (runs * torch.arange(1, w.shape[-1] + 1, device=w.device)).argmax(-1, keepdim=True)
+            active = 1.0 + moved > zeta.gather(-1, last)
+        kept = torch.where(active, w, 0.0)
+        found = ((kept * (1.0 + moved)).sum(-1, keepdim=True) - self.total) / kept.sum(-1, keepdim=True)
+        return kept * (1.0 + moved - found)
 
 
 @dataclass(frozen=True)
@@ -354,8 +362,8 @@ class Reset(Retention):
 
 
 def _positive(what: str, value: float) -> None:
-    if not 0 < value < float("inf"):
-        raise UserError(f"{what} must be above 0, not {value}")
+    if not is_positive(value):
+        raise UserError(f"{what} must be above 0, not {value!r}")
 
 
 def _check_link(at: str) -> None:

@@ -14,6 +14,7 @@ from fastweights.core.algorithm import (
     Hierarchy,
     ImplicitStep,
     Momentum,
+    Nesterov,
     NewtonSchulz,
     Steps,
 )
@@ -22,7 +23,7 @@ from fastweights.core.bias import L2, Bias
 from fastweights.core.refusals import refuse
 from fastweights.core.retention import Retention, WeightDecay
 from fastweights.core.types import Map, Scope, gate_width
-from fastweights.errors import UserError
+from fastweights.errors import UserError, is_positive
 
 Read = Literal["after", "before", "chunk"]
 Tier = Literal["dual", "materialised", "delta", "least squares", "attention", "reference"]
@@ -58,7 +59,7 @@ class Rule:
         tied: layers take ``1 - retain`` as the key (HGRN2); ``retain`` is then per key channel.
         fixed: gates that layers keep the same for all tokens, one learned number each (RetNet's decay).
         erase_key: keys are ``[B, H, T, 2 K]``, the key that is written and another that is erased (RWKV-7):
-            ``A_t = A_{t-1} diag(retain) - slope (A_{t-1} erase) (lr * erase)^T + v key^T``.
+            ``A_t = A_{t-1} diag(retain) - slope (A_{t-1} erase) (lr * erase)^T + v key^T``. Layers give it unit length.
 
     Raises:
         UserError: choices that contradict each other, with the reason.
@@ -80,20 +81,21 @@ class Rule:
     erase_key: bool = False
 
     def __post_init__(self) -> None:
-        if self.chunk_size < 1:
-            raise UserError(f"chunk_size must be at least 1, not {self.chunk_size}")
+        if type(self.chunk_size) is not int or self.chunk_size < 1:
+            raise UserError(f"chunk_size must be a whole number of at least 1, not {self.chunk_size!r}")
         if self.read not in get_args(Read):
             raise UserError(f"read must be one of {', '.join(get_args(Read))}, not {self.read!r}")
-        if self.clip is not None and not 0 < self.clip < float("inf"):
-            raise UserError(f"clip must be above 0, or None for no bound; it is {self.clip}")
-        if not 0 < self.lr_max < float("inf"):
-            raise UserError(f"lr_max must be above 0 and finite, not {self.lr_max}")
+        if self.clip is not None and not is_positive(self.clip):
+            raise UserError(f"clip must be above 0, or None for no bound; it is {self.clip!r}")
+        if not is_positive(self.lr_max):
+            raise UserError(f"lr_max must be above 0 and finite, not {self.lr_max!r}")
         for name, kind in _CHOICE_OF.items():
-            if not isinstance(getattr(self, name), kind):
-                raise UserError(f"{name} must be a {kind.__name__}, not {getattr(self, name)!r}")
+            _check_part(name, kind, getattr(self, name))
         for name, scope in (("lr", self.lr_scope), *list(zip(_GATES, self.scopes, strict=True))[1:]):
             if scope not in get_args(Scope) and (scope is not None or name == "lr"):
                 raise UserError(f"the scope of {name} must be one of {', '.join(get_args(Scope))}, not {scope!r}")
+        if not isinstance(self.fixed, tuple):
+            raise UserError(f"fixed is a tuple of names, not {self.fixed!r}")
         for name in self.fixed:
             if name not in _GATES or self.scopes[_GATES.index(name)] is None:
                 raise UserError(f"fixed names gates that the rule has; {name!r} is none of them")
@@ -108,7 +110,7 @@ class Rule:
 
     @property
     def ranges(self) -> tuple[float, ...]:
-        """Largest value of each gate; the smallest is 0."""
+        """Largest value of each gate, that of the threshold in units of sqrt(V); the smallest is 0."""
         return self.lr_max, 1.0, 1.0, self.bias.largest, 1.0
 
     @property
@@ -162,7 +164,7 @@ class Rule:
         if isinstance(self.algorithm, ConjugateGradient):
             return ("least squares", "reference")
         if isinstance(self.algorithm, Hierarchy):
-            return replace(self, algorithm=self.algorithm.step).tiers
+            return ("dual", "materialised", "reference")
         if isinstance(self.algorithm, Steps):
             return replace(self, algorithm=GradientDescent()).tiers
         found: list[Tier] = []
@@ -178,7 +180,7 @@ class Rule:
     def _triangular(self) -> bool:
         """Whether the errors of many tokens solve one triangular system."""
         plain = self.retention.link_at is None and not self.retention.projects and self.retention.every is None
-        simple = isinstance(self.algorithm, GradientDescent | Momentum | ImplicitStep)
+        simple = isinstance(self.algorithm, GradientDescent | Momentum | Nesterov | ImplicitStep)
         linear = isinstance(self.architecture, Matrix) and not self.architecture.bias and self.bias.affine() is not None
         allowed = {None, "head"} if self.has_momentum else {None, "head", "key"}
         return self.online and self.clip is None and plain and simple and linear and set(self.scopes[:3]) <= allowed
@@ -240,7 +242,37 @@ class Rule:
         return _describe(self)
 
 
+ANY_SIZE = 64
+"""A size for which every memory's maps can be counted and named: neither depends on it."""
+
 _GATES = ("lr", "momentum", "retain", "threshold", "importance")
+
+
+def require_rule(rule: object) -> None:
+    """Refuses what is no rule, such as a preset that was not called.
+
+    Raises:
+        UserError: with what to give instead.
+    """
+    if not isinstance(rule, Rule):
+        name = getattr(rule, "__name__", None)
+        raise UserError(f"a rule is needed, not {rule!r}" + (f": call the preset, {name}()" if name else ""))
+
+
+def _check_part(name: str, kind: type, part: object) -> None:
+    """What a choice of one's own has to be, so that rules with it are values that can be compared and saved."""
+    own = type(part)
+    if not isinstance(part, kind):
+        article = "an" if kind.__name__[0] in "AEIOU" else "a"
+        raise UserError(f"{name} must be {article} {kind.__name__}, not {part!r}")
+    parameters = own.__dict__.get("__dataclass_params__")
+    if parameters is None or not parameters.frozen:
+        raise UserError(f"{own.__name__} must be a frozen dataclass: put @dataclass(frozen=True) in front of it")
+    if not own.__module__.startswith("fastweights.core.") and _choices()[own.__name__] is not own:
+        raise UserError(
+            f"there is another choice called {own.__name__}, and rules are saved by the names of their parts: "
+            "give yours a name of its own, or make the part again from its newest definition"
+        )
 
 
 def _choices() -> dict[str, type]:
@@ -248,9 +280,13 @@ def _choices() -> dict[str, type]:
     found: dict[str, type] = {}
     waiting = list(_CHOICE_OF.values())
     while waiting:
-        kind = waiting.pop()
+        kind = waiting.pop(0)
         waiting += kind.__subclasses__()
-        if is_dataclass(kind):
+        if not is_dataclass(kind):
+            continue
+        # Of classes defined again at the same place, such as a cell run twice, the newest counts; else the first.
+        known = found.get(kind.__name__, kind)
+        if (known.__module__, known.__qualname__) == (kind.__module__, kind.__qualname__):
             found[kind.__name__] = kind
     return found
 

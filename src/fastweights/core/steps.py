@@ -21,8 +21,10 @@ def one_step(rule: Rule) -> Rule:
     return replace(rule, algorithm=GradientDescent())
 
 
-def run_steps(call: Call, run: Callable[..., Any], grid: Any) -> tuple[Tensor, MemoryState, Surprise | None]:
-    """Runs a rule whose algorithm is :class:`~fastweights.core.algorithm.Steps`, by ``run`` of the engine.
+def run_steps(
+    call: Call, dispatch: Callable[[Call, Any], Any], grid: Any
+) -> tuple[Tensor, MemoryState, Surprise | None]:
+    """Runs a rule whose algorithm is :class:`~fastweights.core.algorithm.Steps`, by the engine.
 
     ``loss`` and ``gradient_norm`` of a surprise are sums over the token's steps, ``lr`` their mean.
     """
@@ -36,19 +38,18 @@ def run_steps(call: Call, run: Callable[..., Any], grid: Any) -> tuple[Tensor, M
     if retain is not None:
         retain = torch.cat([retain, torch.ones_like(retain).repeat(1, 1, 1, count - 1)], -1).unflatten(-1, (count, -1))
         retain = retain.flatten(2, 3)
-    result = run(
-        one_step(call.rule),
-        call.initial,
-        call.q.repeat_interleave(count, 2),
-        spread(call.k),
-        spread(call.v),
-        Gates(spread(lr), None, retain),
-        call.state._replace(position=call.state.position * count),
-        stretched(call.layout, count),
-        grid,
-        surprise=call.surprise,
-        tier=call.tier,
+    rejected = None if call.rejected is None else call.rejected.repeat_interleave(count, 2)
+    inner = call._replace(
+        rule=one_step(call.rule),
+        q=call.q.repeat_interleave(count, 2),
+        k=spread(call.k),
+        v=spread(call.v),
+        gates=Gates(spread(lr), None, retain),
+        state=call.state._replace(position=call.state.position * count),
+        layout=stretched(call.layout, count),
+        rejected=rejected,
     )
+    result = dispatch(inner, grid)
     answered = count - 1 if call.rule.read == "after" else 0
     state = result.state._replace(position=call.layout.end.clone())
     return result.y[:, :, answered::count], state, _gathered(result.surprise, count)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fastweights.core.compiled import compilable
 from fastweights.core.engine import init_state, run
-from fastweights.core.rule import Rule
+from fastweights.core.rule import Rule, require_rule
 from fastweights.core.types import Gates, MemoryState
 from fastweights.layers.convolution import ShortConvolution
 from fastweights.layers.gates import exact_gate, gate_bias
@@ -83,6 +83,7 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
         gates: GateStart = GateStart(),
     ) -> None:
         super().__init__()
+        require_rule(rule)
         checked(head_dim is not None or dim % heads == 0, f"dim {dim} is not divisible by {heads} heads")
         self.dim, self.heads, self.rule = dim, heads, rule
         self.head_dim = head_dim or dim // heads
@@ -105,6 +106,8 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
     def _make_gates(self, start: GateStart) -> None:
         """One number per gate and token from a projection, and those gates that are the same for all tokens."""
         self.widths = self.rule.gate_widths(self.head_dim, self.head_dim)
+        *others, threshold, importance = self.rule.ranges
+        self.ranges = (*others, threshold * self.head_dim**0.5, importance)
         fixed = [name in self.rule.fixed for name in Gates._fields]
         self.moving = [0 if still else width for width, still in zip(self.widths, fixed, strict=True)]
         self.still = [width if still else 0 for width, still in zip(self.widths, fixed, strict=True)]
@@ -164,6 +167,9 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
     def mix(self, x: Tensor, state: MemoryLayerState, plan: Plan, surprise: bool) -> Reading[MemoryLayerState]:
         mixed, tail = self.convolution(self.qkv(x), state.tail, plan.layout)
         q, k, v = split_heads(mixed, self.heads, self.parts, self.rule.normalise_qk)
+        if self.rule.erase_key:
+            written, erased = k.chunk(2, -1)
+            k = torch.cat([written, unit(erased)], -1)
         gates = self.open_gates(x)
         if self.rule.tied and gates.retain is not None:
             k = 1.0 - gates.retain
@@ -197,7 +203,7 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
             self._open(found, z, self.still)
         lr, momentum, forget, threshold, importance = (
             gate if gate is None or largest == 1.0 else gate * largest
-            for gate, largest in zip(found, self.rule.ranges, strict=True)
+            for gate, largest in zip(found, self.ranges, strict=True)
         )
         return Gates(lr, momentum, None if forget is None else 1.0 - forget, threshold, importance)
 

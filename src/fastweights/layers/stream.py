@@ -112,6 +112,7 @@ class StreamLayer(nn.Module, Generic[State]):
     """
 
     dim: int
+    _kind: type | None = None
 
     @abstractmethod
     def init_state(self, batch: int) -> State:
@@ -153,6 +154,9 @@ class StreamLayer(nn.Module, Generic[State]):
             raise UserError(f"the input must be [batch, time >= 1, {self.dim}]; it is {list(x.shape)}")
         if state is None:
             state = self.init_state(x.shape[0])
+        elif not self._fits(state):
+            what = "a whole answer: pass its .state" if isinstance(state, Reading) else f"a {type(state).__name__}"
+            raise UserError(f"the state must be one of this layer's own, from init_state or a reading; it is {what}")
         position = self.position(state)
         if position.shape[0] != x.shape[0]:
             raise UserError(f"the state holds {position.shape[0]} rows and the input {x.shape[0]}; they must agree")
@@ -161,6 +165,12 @@ class StreamLayer(nn.Module, Generic[State]):
         self.prepare(plan)
         reading = self.mix(pack(layout, x), state, plan, surprise)
         return Reading(unpack(layout, reading.y), reading.state, unpack_surprise(layout, reading.surprise))
+
+    def _fits(self, state: object) -> bool:
+        """Whether a state is of the kind that this layer makes; a tensor has no kind of its own."""
+        if self._kind is None:
+            self._kind = type(self.init_state(1))
+        return isinstance(state, self._kind)
 
 
 def unpack_surprise(layout: Layout, felt: tuple[Surprise, ...]) -> tuple[Surprise, ...]:

@@ -100,6 +100,8 @@ class LanguageModel(nn.Module):
             raise UserError(f"token ids must be [batch, time >= 1]; they are {list(ids.shape)}")
         if state is None:
             state = self.init_state(ids.shape[0])
+        elif len(state) != self.config.depth or hasattr(state, "_fields"):
+            raise UserError("the state must be one of this model's own: pass the .state of an answer, or init_state")
         position = self.position(state)
         if position.shape[0] != ids.shape[0]:
             raise UserError(f"the state holds {position.shape[0]} rows and the input {ids.shape[0]}; they must agree")
