@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
+from fastweights.core.properties import tensors
 from fastweights.errors import UserError
+from fastweights.layers.conformance import memories
 from fastweights.models.config import ModelConfig
-from fastweights.models.language_model import LanguageModel, flatten_state
+from fastweights.models.language_model import LanguageModel
 from fastweights.models.titans import build_mixer
 
 _STEP = 16  # `ModelConfig.hidden` is a multiple of this.
@@ -23,8 +25,8 @@ def parameter_count(config: ModelConfig) -> int:
 
 
 def state_bytes(state: Any) -> int:
-    """Size of the tensors of a state."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in flatten_state(state).values())
+    """Size of the memories in a state of a layer or model; tails of convolutions and windows of attention are none."""
+    return sum(tensor.nbytes for memory in memories(state) for tensor in tensors(memory))
 
 
 def with_parameters(config: ModelConfig, count: int, tolerance: float = 0.02) -> ModelConfig:
@@ -61,9 +63,13 @@ def with_state(
         tolerance: by what share of ``size`` the state may differ from it.
         heads: numbers of heads to try.
 
+    A memory that grows has no size before it has read, and no configuration.
+
     Yields:
         The nearest first; nothing if none is near enough. Their numbers of parameters differ.
     """
+    if config.rule.grows:
+        return
     found: list[tuple[int, ModelConfig]] = []
     for number in heads:
         for head_dim in range(1, size):

@@ -62,7 +62,7 @@ class Trial(NamedTuple):
         seconds: of training.
         tokens_per_second: read in training.
         parameters: of the model.
-        state_bytes: size of all memories after one row of the largest length.
+        state_bytes: size of all memories after one row of the largest length, without convolutions' tails.
         heads: of each memory.
         head_dim: size of their keys and values.
         hidden: width of the feed-forward networks, which makes up for the memories' parameters.
