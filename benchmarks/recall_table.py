@@ -16,30 +16,28 @@ matrix can be compared with an MLP: 50000 suits both. `--seeds 0 --render TABLE.
 from __future__ import annotations
 
 import argparse
-import datetime
-import difflib
 import json
-import os
-import platform
-import shlex
 import signal
 import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
-from fastweights import __version__
 from fastweights.core.presets import PRESETS
 from fastweights.core.rule import beyond_defaults
 from fastweights.errors import UserError
+from fastweights.evaluate.cells import (
+    CellFile,
+    all_circumstances,
+    arguments_of,
+    chosen,
+    circumstances,
+    measure_all,
+    now_and_then,
+)
 from fastweights.evaluate.compare import Measured, comparison
 from fastweights.models.durable import write_file
-from fastweights.train.folder import difference
 from fastweights.train.records import StepRecord
 from fastweights.train.trial import MINUTES, POINTS, STEPS, TASKS, run_trial, trial_config, trial_settings
 
@@ -64,22 +62,13 @@ class Cell(NamedTuple):
 def measure(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     """One cell, in this process."""
     device, threads = arguments.device, arguments.threads
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor()
-    found = cell._asdict() | {
-        "minutes": arguments.minutes,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "machine": {"processor": name or platform.machine(), "cores": os.cpu_count(), "threads": threads},
-        "versions": {"fastweights": __version__, "torch": torch.__version__, "python": platform.python_version()},
-        "rule": rule_of(cell.preset),
-    }
-    told = time.monotonic()
+    found = cell._asdict() | {"minutes": arguments.minutes, "rule": rule_of(cell.preset)}
+    found |= circumstances(device, threads)
+    perhaps = now_and_then(tell)
 
-    def tell(record: StepRecord) -> None:
-        nonlocal told
-        if time.monotonic() - told > 30:
-            told = time.monotonic()
-            share = record.answers.right / max(1, record.answers.chosen)
-            print(f"  {cell}: step {record.step} of {record.steps}, {share:.0%} right", file=sys.stderr)
+    def on_step(record: StepRecord) -> None:
+        share = record.answers.right / max(1, record.answers.chosen)
+        perhaps(f"  {cell}: step {record.step} of {record.steps}, {share:.0%} right")
 
     try:
         rule = PRESETS[cell.preset]()
@@ -94,7 +83,12 @@ def measure(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
         )
     except UserError as error:
         return found | {"refused": str(error)}
-    return found | {"tier": rule.tier} | run_trial(config, arguments.minutes, tell)._asdict()
+    return found | {"tier": rule.tier} | run_trial(config, arguments.minutes, on_step)._asdict()
+
+
+def tell(line: str) -> None:
+    """Say how it goes."""
+    print(line, file=sys.stderr)
 
 
 def rule_of(preset: str) -> Any:
@@ -105,8 +99,8 @@ def rule_of(preset: str) -> Any:
         return None
 
 
-class Results:
-    """The file: the settings that all cells share, and the cells.
+class Results(CellFile):
+    """The file of the cells.
 
     Args:
         path: written when the first cell comes.
@@ -117,15 +111,7 @@ class Results:
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path, self.settings = path, settings
-        self.cells: dict[Cell, dict[str, Any]] = {}
-        if not path.is_file():
-            return
-        content = json.loads(path.read_text(encoding="utf-8"))
-        changed = difference(content["settings"], settings)
-        if changed:
-            raise UserError(f"the cells in {path} were measured with other settings: {changed}; choose another --out")
-        self.cells = {Cell(*(found[name] for name in Cell._fields)): found for found in content["cells"]}
+        super().__init__(path, settings, Cell._fields)
 
     def lacks(self, cell: Cell, minutes: float) -> bool:
         """Whether a cell is missing, could not be built, had fewer minutes than it needed, or another rule."""
@@ -133,51 +119,6 @@ class Results:
         if found is None or "refused" in found or (found["capped"] and found["minutes"] < minutes):
             return True
         return found["rule"] != rule_of(cell.preset)
-
-    def add(self, cell: Cell, found: dict[str, Any]) -> None:
-        """Write a cell, in place of the same one from before."""
-        self.cells[cell] = found
-        content = {"settings": self.settings, "cells": [self.cells[key] for key in sorted(self.cells)]}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(self.path, (json.dumps(content, indent=1) + "\n").encode())
-
-
-def measure_all(cells: Sequence[Cell], arguments: argparse.Namespace, results: Results) -> int:
-    """Measure cells in processes of their own, some at a time; returns how many of the processes crashed."""
-    waiting, running = list(reversed(cells)), dict[Cell, subprocess.Popen[str]]()
-    began, done, crashed = time.monotonic(), 0, 0
-    try:
-        while waiting or running:
-            while waiting and len(running) < arguments.jobs:
-                cell = waiting.pop()
-                print(f"[{len(cells) - len(waiting)}/{len(cells)}] {cell}", file=sys.stderr)
-                running[cell] = start(cell, arguments)
-            for cell in [cell for cell, process in running.items() if process.poll() is not None]:
-                process = running.pop(cell)
-                out, _ = process.communicate()
-                done += 1
-                if process.returncode:
-                    crashed += 1
-                    said = f"its process ended with status {process.returncode}"
-                else:
-                    results.add(cell, {"command": arguments.command, **json.loads(out)})
-                    said = outcome(results.cells[cell])
-                minutes = (time.monotonic() - began) / 60 / done * (len(cells) - done)
-                print(f"  {cell}: {said}; about {minutes:.0f} min left", file=sys.stderr)
-            time.sleep(0.05)
-    finally:
-        for process in running.values():
-            process.kill()
-            process.wait()
-    return crashed
-
-
-def start(cell: Cell, arguments: argparse.Namespace) -> subprocess.Popen[str]:
-    """A process that measures one cell and prints it."""
-    given = [f"--{name}={getattr(arguments, name)}" for name in ("steps", "minutes", "device", "threads")]
-    command = [sys.executable, __file__, *given, "--cell", *map(str, cell)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
 
 
 def outcome(found: dict[str, Any]) -> str:
@@ -203,9 +144,7 @@ def render(cells: Sequence[dict[str, Any]]) -> str:
         parts += [f"## With a memory of {size:,} bytes\n"] if size else []
         parts += tables([found for found in same if "refused" not in found])
         parts += [f"`{preset}` could not be built: {reason}.\n" for preset, reason in refused.items()]
-    for key in ("date", "machine", "versions"):
-        values = {json.dumps(found[key]).translate(str.maketrans("", "", '{}"')) for found in cells}
-        parts.append(f"{key.capitalize()}: {'; '.join(sorted(values))}.\n")
+    parts += all_circumstances(cells)
     return "\n".join(parts)
 
 
@@ -244,38 +183,15 @@ def measured(seeds: Sequence[dict[str, Any]], kind: str, points: Sequence[str]) 
     )
 
 
-def chosen(given: str, known: Sequence[str], kind: str) -> list[str]:
-    """The names in a list with commas, or all.
-
-    Raises:
-        UserError: a name that does not exist, with the nearest one that does.
-    """
-    names = given.split(",") if given else list(known)
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1) or known
-            raise UserError(f"there is no {kind} {name!r}; there is {', '.join(near)}")
-    return names
-
-
 def parsed() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("results/recall_table.json"))
     parser.add_argument("--presets", default="", help="names with commas between them; all by default")
     parser.add_argument("--tasks", default="", help=f"of {', '.join(TASKS)}; all by default")
-    parser.add_argument("--seeds", type=int, default=1, help="how many")
     parser.add_argument("--steps", type=int, default=STEPS, help="of training")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="of training, at most")
     parser.add_argument("--equal-state", type=int, nargs="+", default=[0], help="bytes of memory; 0: the usual heads")
-    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
-    parser.add_argument("--threads", type=int, default=1, help="of each cell")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--render", type=Path, help="where the table goes, in Markdown")
-    parser.add_argument("--cell", nargs=len(Cell._fields), help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    arguments.command = shlex.join(["python", *sys.argv])
-    return arguments
+    return arguments_of(parser, "results/recall_table.json", Cell._fields)
 
 
 def main() -> None:
@@ -295,7 +211,9 @@ def main() -> None:
         for preset in chosen(arguments.presets, list(PRESETS), "preset")
     ]
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    crashed = measure_all([cell for cell in wanted if results.lacks(cell, arguments.minutes)], arguments, results)
+    given = [f"--{name}={getattr(arguments, name)}" for name in ("steps", "minutes")]
+    missing = [cell for cell in wanted if results.lacks(cell, arguments.minutes)]
+    crashed = measure_all(results, missing, [__file__, *given], outcome, tell, arguments)
     if arguments.render:
         write_file(arguments.render, render(list(results.cells.values())).encode())
     if crashed:

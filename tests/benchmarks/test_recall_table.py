@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.recall_table import Cell, Results, chosen, render, rule_of
+from benchmarks.recall_table import Cell, Results, render, rule_of
 
 from fastweights.errors import UserError
 from fastweights.train.trial import trial_settings
@@ -146,9 +146,3 @@ def test_each_size_of_memory_has_tables_of_its_own() -> None:
     assert "`deltanet`" not in usual
     assert "`titans`" not in equal
     assert equal.index("`deltanet`") < equal.index("`mine`")
-
-
-def test_an_unknown_name_is_refused_with_the_nearest() -> None:
-    assert chosen("", ["a", "b"], "task") == ["a", "b"]
-    with pytest.raises(UserError, match="there is no preset 'deltanot'; there is deltanet"):
-        chosen("titans,deltanot", ["titans", "deltanet"], "preset")

@@ -36,3 +36,11 @@ def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch
     assert not picture.can_draw()
     with pytest.raises(UserError, match=r"fastweights\[plot\]"):
         picture.draw_surprise(RESULT, tmp_path / "p.png", "two documents")
+
+
+def test_curves_are_drawn_in_panels(tmp_path: Path) -> None:
+    curves = {"a": [(64.0, 1.0), (128.0, 0.5)], "b": [(64.0, 0.0)]}
+    picture.draw_curves({"one": curves, "none": {}}, tmp_path / "p.png", "tokens", "right", logarithmic=True)
+    picture.draw_curves({}, tmp_path / "empty.png", "tokens", "right")
+    for name in ("p.png", "empty.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")

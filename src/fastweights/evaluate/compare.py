@@ -78,11 +78,17 @@ def comparison(
         facts: further columns in front of these, by column and row, as they are to be shown.
     """
     bold = {title: best(column) for title, column in columns.items()}
-    lines = ["| " + " | ".join(["", *facts, *columns]) + " |", "| --- |" + " ---: |" * (len(facts) + len(columns))]
+    lines = {}
     for row in rows:
-        cells = [f"`{row}`", *(column.get(row, "") for column in facts.values())]
+        lines[row] = [column.get(row, "") for column in facts.values()]
         for title, column in columns.items():
             text = str(column[row]) if row in column else ""
-            cells.append(f"**{text}**" if row in bold[title] else text)
-        lines.append("| " + " | ".join(cells) + " |")
+            lines[row].append(f"**{text}**" if row in bold[title] else text)
+    return markdown([*facts, *columns], lines)
+
+
+def markdown(titles: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
+    """A table in Markdown: titles of the columns but the first, and what stands in the rows, by their names."""
+    lines = ["| " + " | ".join(["", *titles]) + " |", "| --- |" + " ---: |" * len(titles)]
+    lines += ["| " + " | ".join([f"`{name}`", *entries]) + " |" for name, entries in rows.items()]
     return "\n".join(lines) + "\n"

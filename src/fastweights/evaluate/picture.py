@@ -1,9 +1,11 @@
-"""A picture of surprise along documents, with the needles marked. Needs the extra package `plot`."""
+"""Pictures: surprise along documents with the needles marked, and plain curves. They need the extra package `plot`."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -32,15 +34,8 @@ def draw_surprise(result: NeedleResult, path: Path, title: str) -> None:
     Raises:
         UserError: The extra package is missing, the suffix names no format, or the file cannot be written.
     """
-    if not can_draw():
-        raise UserError("a picture needs an extra package: pip install 'fastweights[plot]'")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     curves = result.curves[:_MOST_DOCUMENTS]
-    figure = Figure(figsize=(10, 1 + 2 * len(curves)), layout="constrained")
-    # A canvas of its own: `pyplot` would look for a display.
-    FigureCanvasAgg(figure)
+    figure = _figure(10, 1 + 2 * len(curves))
     axes = list(figure.subplots(len(curves), 1, sharex=True, squeeze=False)[:, 0])
     for index, (curve, axis) in enumerate(zip(curves, axes, strict=True)):
         places = curve.width * np.arange(len(curve.mean))
@@ -59,6 +54,70 @@ def draw_surprise(result: NeedleResult, path: Path, title: str) -> None:
     axes[0].legend(loc="upper right", fontsize="small")
     axes[-1].set_xlabel("tokens read (needles: green recalled, red not)")
     figure.suptitle(title)
+    _save(figure, path)
+
+
+def draw_curves(
+    panels: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]],
+    path: Path,
+    x_label: str,
+    y_label: str,
+    logarithmic: bool = False,
+) -> None:
+    """Draw curves in panels side by side; a curve has the same colour in every panel.
+
+    Args:
+        panels: by title, the curves by name: their points (x, y), y in [0, 1]. Empty panels are left out.
+        path: The picture's file; its suffix chooses the format.
+        x_label: What x is.
+        y_label: What y is.
+        logarithmic: Doublings of x are equally far apart.
+
+    Raises:
+        UserError: The extra package is missing, the suffix names no format, or the file cannot be written.
+    """
+    drawn = {title: curves for title, curves in panels.items() if curves}
+    figure = _figure(max(1, len(drawn)) * 4.5, 4.5)
+    names = list(dict.fromkeys(name for curves in drawn.values() for name in curves))
+    color = {name: f"C{index % 10}" for index, name in enumerate(names)}
+    style = {name: ("-", "--", ":", "-.")[index // 10 % 4] for index, name in enumerate(names)}
+    axes = figure.subplots(1, max(1, len(drawn)), squeeze=False)[0]
+    lines = {}
+    for axis, (title, curves) in zip(axes, drawn.items(), strict=False):
+        for name, points in curves.items():
+            x, y = zip(*points, strict=True)
+            (lines[name],) = axis.plot(x, y, style[name], color=color[name], marker=".", markersize=3, label=name)
+        if logarithmic:
+            axis.set_xscale("log", base=2)
+            axis.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
+            axis.tick_params("x", rotation=45)
+        axis.set_ylim(-0.02, 1.02)
+        axis.set_title(title, fontsize="medium")
+        axis.set_xlabel(x_label)
+        axis.set_ylabel(y_label)
+        axis.grid(alpha=0.3)
+    figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=3, fontsize="small")
+    _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Any:
+    """An empty figure of so many inches.
+
+    Raises:
+        UserError: The extra package is missing.
+    """
+    if not can_draw():
+        raise UserError("a picture needs an extra package: pip install 'fastweights[plot]'")
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    # A canvas of its own: `pyplot` would look for a display.
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _save(figure: Any, path: Path) -> None:
     try:
         figure.savefig(path, dpi=120)
     except (OSError, ValueError) as error:

@@ -39,6 +39,7 @@ class ModelConfig:
         memory_tokens: recalled tokens in ``pooled`` mode, a divisor of ``segment``.
         gate_threshold: below this (before rescaling) a gate of the memory is exactly 0.
         lr_start: where the lr gate starts, as a share of the rule's ``lr_max``.
+        momentum_start: where the momentum gate starts.
         forget_start: bias that the forget gate starts from; -4 starts shut.
         start: initial values, ``plain`` or ``induction``; see :func:`~fastweights.models.titans.start_by_copying`.
         tied: the head shares the embedding's weights.
@@ -65,6 +66,7 @@ class ModelConfig:
     memory_tokens: int = 16
     gate_threshold: float = 0.05
     lr_start: float = 0.5
+    momentum_start: float = 0.1
     forget_start: float = -4.0
     start: Start = "plain"
     tied: bool = False

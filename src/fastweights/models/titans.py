@@ -23,7 +23,7 @@ def build_block(config: ModelConfig) -> Block:
 
 def build_mixer(config: ModelConfig) -> StreamLayer[Any]:
     """The memory, wired as the configuration says."""
-    gates = GateStart(config.gate_threshold, lr=config.lr_start, forget=config.forget_start)
+    gates = GateStart(config.gate_threshold, config.lr_start, config.momentum_start, config.forget_start)
     heads = config.memory_heads or config.heads
     memory = MemoryLayer(
         config.dim, heads, config.rule, config.memory_head_dim or None, convolution=config.convolution, gates=gates

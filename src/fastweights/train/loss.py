@@ -90,12 +90,14 @@ def write_price(surprise: tuple[Surprise, ...], lr_max: float, mask: Tensor | No
 class GateUse(NamedTuple):
     """Mean use of the gates, one number in [0, 1] per memory layer.
 
-    ``write`` is lr / lr_max, ``forget`` is 1 - retain, ``shut`` the share of tokens whose write gate is exactly 0.
+    ``write`` is lr / lr_max, ``forget`` is 1 - retain, ``shut`` the share of tokens whose write gate is exactly 0, and
+    ``kept`` the share of those whose forget gate is.
     """
 
     write: tuple[float, ...]
     forget: tuple[float, ...]
     shut: tuple[float, ...]
+    kept: tuple[float, ...] = ()
 
 
 @torch.no_grad()
@@ -105,6 +107,7 @@ def gate_use(surprise: tuple[Surprise, ...], lr_max: float, mask: Tensor | None)
         write=tuple(float(_mean_over_real(s.lr / lr_max, mask)) for s in surprise),
         forget=tuple(float(_mean_over_real(1.0 - s.retain, mask)) for s in surprise),
         shut=tuple(float(_mean_over_real((s.lr == 0).float(), mask)) for s in surprise),
+        kept=tuple(float(_mean_over_real((s.retain == 1).float(), mask)) for s in surprise),
     )
 
 

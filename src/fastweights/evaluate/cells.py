@@ -1,0 +1,190 @@
+"""Measurements that can be stopped at any time: the cells of a table, in one file, each written as soon as it is done.
+
+A cell is a tuple that says what is measured (a rule, a task, a seed). Every cell is measured in a process of its own;
+what a file holds already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import difflib
+import json
+import os
+import platform
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastweights import __version__
+from fastweights.errors import UserError
+from fastweights.models.durable import write_file
+
+Cell = tuple[Any, ...]
+
+
+class CellFile:
+    """A file of cells and of the settings that all of them share.
+
+    Args:
+        path: written when the first cell comes.
+        settings: what the cells share, as JSON values.
+        names: what tells cells apart: names of values that each of them holds.
+
+    Attributes:
+        cells: what was found, by cell.
+
+    Raises:
+        UserError: the cells that are there were measured with other settings.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any], names: Sequence[str]) -> None:
+        self.path, self.settings = path, settings
+        self.cells: dict[Cell, dict[str, Any]] = {}
+        if not path.is_file():
+            return
+        content = json.loads(path.read_text(encoding="utf-8"))
+        for name in content["settings"] | settings:
+            before, now = (json.dumps(found.get(name)) for found in (content["settings"], settings))
+            if before != now:
+                raise UserError(
+                    f"the cells in {path} were measured with other settings: {name} was {before} and is now {now}; "
+                    f"choose another --out"
+                )
+        self.cells = {tuple(found[name] for name in names): found for found in content["cells"]}
+
+    def add(self, cell: Cell, found: dict[str, Any]) -> None:
+        """Write a cell, in place of the same one from before."""
+        self.cells[tuple(cell)] = found
+        content = {"settings": self.settings, "cells": [self.cells[key] for key in sorted(self.cells)]}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(self.path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def arguments_of(parser: argparse.ArgumentParser, out: str, names: Sequence[str]) -> argparse.Namespace:
+    """Read the command line of a measurement.
+
+    Args:
+        parser: with what is the measurement's own.
+        out: the file of cells by default.
+        names: what tells cells apart.
+
+    Returns:
+        What was given, with ``command``, the whole line, and ``cell``: values when the process is to measure that one.
+    """
+    parser.add_argument("--out", type=Path, default=Path(out))
+    parser.add_argument("--seeds", type=int, default=1, help="how many")
+    parser.add_argument("--jobs", type=int, default=1, help="cells at a time")
+    parser.add_argument("--threads", type=int, default=1, help="of each cell")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--render", type=Path, help="where the table goes, in Markdown")
+    parser.add_argument("--cell", nargs=len(names), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    arguments.command = shlex.join(["python", *sys.argv])
+    return arguments
+
+
+def circumstances(device: str, threads: int) -> dict[str, Any]:
+    """Where and when a cell is measured: ``date``, ``machine`` and ``versions``."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "machine": {"processor": name or platform.machine(), "cores": os.cpu_count(), "threads": threads},
+        "versions": {"fastweights": __version__, "torch": torch.__version__, "python": platform.python_version()},
+    }
+
+
+def all_circumstances(cells: Iterable[dict[str, Any]]) -> list[str]:
+    """`circumstances` of all cells in Markdown: one paragraph for each kind, different ones side by side."""
+    found = list(cells)
+    parts = []
+    for key in ("date", "machine", "versions"):
+        values = {json.dumps(one[key]).translate(str.maketrans("", "", '{}"')) for one in found}
+        parts.append(f"{key.capitalize()}: {'; '.join(sorted(values))}.\n")
+    return parts
+
+
+def measure_all(
+    results: CellFile,
+    cells: Sequence[Cell],
+    program: Sequence[str],
+    outcome: Callable[[dict[str, Any]], str],
+    tell: Callable[[str], None],
+    arguments: argparse.Namespace,
+) -> int:
+    """Measure cells in processes of their own, and write each down when it is done.
+
+    Args:
+        results: where to.
+        cells: in the order in which they are begun; ``str(cell)`` is what they are called.
+        program: a Python file and options of its own; with ``--cell`` and the values of a cell behind them it measures
+            that cell and prints what it found as JSON.
+        outcome: what was found, in a few words.
+        tell: called with a line when a cell begins and when it ends.
+        arguments: of `arguments_of`. The command is kept with every cell.
+
+    Returns:
+        How many of the processes crashed. When this one is interrupted it ends them all.
+    """
+    waiting, running = list(reversed(cells)), dict[Cell, subprocess.Popen[str]]()
+    given = [f"--threads={arguments.threads}", f"--device={arguments.device}"]
+    environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
+    began, done, crashed = time.monotonic(), 0, 0
+    try:
+        while waiting or running:
+            while waiting and len(running) < arguments.jobs:
+                cell = waiting.pop()
+                tell(f"[{len(cells) - len(waiting)}/{len(cells)}] {cell}")
+                words = [sys.executable, *program, *given, "--cell", *map(str, cell)]
+                running[cell] = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+            for cell in [cell for cell, process in running.items() if process.poll() is not None]:
+                process = running.pop(cell)
+                out, _ = process.communicate()
+                done += 1
+                if process.returncode:
+                    crashed += 1
+                    said = f"its process ended with status {process.returncode}"
+                else:
+                    results.add(cell, {"command": arguments.command} | json.loads(out))
+                    said = outcome(results.cells[cell])
+                minutes = (time.monotonic() - began) / 60 / done * (len(cells) - done)
+                tell(f"  {cell}: {said}; about {minutes:.0f} min left")
+            time.sleep(0.05)
+    finally:
+        for process in running.values():
+            process.kill()
+            process.wait()
+    return crashed
+
+
+def now_and_then(tell: Callable[[str], None], seconds: float = 30.0) -> Callable[[str], None]:
+    """Passes a text on to ``tell`` when none was passed on for so many seconds."""
+    told = time.monotonic()
+
+    def perhaps(text: str) -> None:
+        nonlocal told
+        if time.monotonic() - told > seconds:
+            told = time.monotonic()
+            tell(text)
+
+    return perhaps
+
+
+def chosen(given: str, known: Sequence[str], kind: str) -> list[str]:
+    """The names in a list with commas, or all.
+
+    Raises:
+        UserError: a name that does not exist, with the nearest one that does.
+    """
+    names = given.split(",") if given else list(known)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1) or known
+            raise UserError(f"there is no {kind} {name!r}; there is {', '.join(near)}")
+    return names
