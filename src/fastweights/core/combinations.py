@@ -146,7 +146,7 @@ def suited_rule(architecture: Architecture, bias: Bias, retention: Retention, al
     conventions: dict[str, Any] = {
         "chunk_size": 1 if online else 4,
         "read": "chunk" if waits else "after",
-        "clip": None if online else 1.0,
+        "clip": None if isinstance(algorithm, ImplicitStep) else 1.0,
         "decay_before_grad": isinstance(algorithm, ImplicitStep) and retention.scope is not None,
     }
     return Rule(architecture, bias, retention, algorithm, lr_max=0.3, **conventions)

@@ -129,7 +129,7 @@ def _overflowing(trial: Trial, seed: int) -> Iterator[Verdict]:
         yield rejects(trial, x, state, want, f"{part} of 1e200: ")
         yield as_the_loop(trial, Scene(x, state), f"{part} of 1e200, ")
     x = trial.draw(2, time, seed)
-    trial.split(x)["k"][0, 1 :: time - 2, 0] *= 1e120
+    trial.split(x)["k"][0, 1 :: time - 2, 0] *= 1e120 ** (1 / trial.rule.architecture.power)
     with torch.no_grad():
         answer = trial.read(x, state, surprise=True)
     yield finite(answer, "k of 1e120: ")

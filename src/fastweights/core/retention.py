@@ -25,7 +25,10 @@ LinkAt = Literal["chunk", "token"]
 
 
 class Retention(ABC):
-    """What is kept. ``scope`` is that of the gate ``retain`` (1 keeps all, 0 clears), ``None`` where there is none."""
+    """What is kept. ``scope`` is that of the gate ``retain`` (1 keeps all, 0 clears), ``None`` where there is none.
+
+    ``descends`` says that a small step down in the dual is one in the weights in force.
+    """
 
     scope: Scope | None
     link_at: LinkAt | None = None
@@ -33,6 +36,7 @@ class Retention(ABC):
     every: int | None = None
     lag: bool = False
     refused_scopes: tuple[Scope, ...] = ()
+    descends: bool = True
 
     def begin(self, initial: Tensor) -> Tensor:
         """The dual of a document that begins, from the learned initial weights."""
@@ -145,6 +149,11 @@ class LQNorm(Retention):
             raise UserError(f"q of an L_q retention must be at least 2, not {self.q!r}")
         if self.form not in ("mirror", "printed"):
             raise UserError(f"form must be 'mirror' or 'printed', not {self.form!r}")
+
+    @property
+    def descends(self) -> bool:  # type: ignore[override]
+        """The printed form turns a large A into a small W: a step down in A can be one up in W."""
+        return self.form == "mirror"
 
     def begin(self, initial: Tensor) -> Tensor:
         return initial if self.form == "printed" else self._mirror(initial, self.q)

@@ -193,7 +193,7 @@ class Rule:
         orthogonalised step has a length of its own, and what is erased beside a step is not asked for by every loss.
         """
         other = isinstance(self.algorithm, Attention | ConjugateGradient | NewtonSchulz | DeltaGradientDescent)
-        return not (other or self.erase_key)
+        return self.retention.descends and not (other or self.erase_key)
 
     @property
     def grows(self) -> bool:
