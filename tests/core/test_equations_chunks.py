@@ -100,7 +100,7 @@ def atlas(s: Stream, floor: float, window: int, bound: float) -> Want:
         momentum = [s.momentum[t] * a + s.lr[t] * g for a, g in zip(momentum, u, strict=True)]
         memory = [s.retain[t] * w for w in memory]
         if t % CHUNK == CHUNK - 1:
-            memory = [w - 0.1 * newton_schulz(a, floor) for w, a in zip(memory, momentum, strict=True)]
+            memory = [w - 0.05 * newton_schulz(a, floor) for w, a in zip(memory, momentum, strict=True)]
     return Want(y, momentum=[-a for a in momentum], force=anchor if len(y) % CHUNK else memory)
 
 
@@ -111,7 +111,7 @@ def atlas_token_by_token(s: Stream, floor: float, window: int = 4) -> Want:
         y.append(residual_mlp(memory, q, monomials(q, s.initial[2][0])))
         u = window_slopes(s, memory, t, window, 1.0)
         momentum = [s.momentum[t] * a + s.lr[t] * g for a, g in zip(momentum, u, strict=True)]
-        memory = [s.retain[t] * w - 0.1 * newton_schulz(a, floor) for w, a in zip(memory, momentum, strict=True)]
+        memory = [s.retain[t] * w - 0.05 * newton_schulz(a, floor) for w, a in zip(memory, momentum, strict=True)]
     return Want(y, momentum=[-a for a in momentum], force=memory)
 
 

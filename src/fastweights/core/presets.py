@@ -281,12 +281,15 @@ def omega_net(window: int = 4, degree: int = 2, expansion: float = 0.25, chunk_s
 
 
 def atlas(window: int = 4, degree: int = 2, expansion: float = 0.25, chunk_size: int = 16) -> Rule:
-    """Atlas (arXiv 2505.23735 eqs. 32, 33): :func:`omega_net` with momentum and Newton-Schulz, where a chunk opens."""
+    """Atlas (arXiv 2505.23735 eqs. 32, 33): :func:`omega_net` with momentum and Newton-Schulz, where a chunk opens.
+
+    A step of 0.1 at every token (chunk size 1) is chaotic: rounding grows a millionfold within 33 tokens.
+    """
     return Rule(
         architecture=Residual(Polynomial(MLP(2, expansion), degree)),
         bias=Omega(L2(), window),
         retention=WeightDecay(),
-        algorithm=NewtonSchulz(),
+        algorithm=NewtonSchulz(step=0.05),
         chunk_size=chunk_size,
         read="chunk",
         lr_max=0.1,
