@@ -216,7 +216,7 @@ def read(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
         "tokens_per_second": round(rows.tokens / rows.seconds),
         "norm": float(f"{rows.norm.median():.4g}"),
         "norm_before": float(f"{rows.norm_before:.4g}"),
-        **{name: [float(f"{share:.5g}") for share in layers] for name, layers in rows.gates._asdict().items()},
+        **{name: [round(share, 8) for share in layers] for name, layers in rows.gates._asdict().items()},
     }
 
 
@@ -328,7 +328,7 @@ def gate_use(cells: Sequence[dict[str, Any]], facts: str) -> dict[str, list[str]
         if not points:
             continue
         last = min(points, key=lambda found: (-found["tokens"], found["seed"]))
-        shut, kept = (" / ".join(f"{100 * layer:.2f}" for layer in last[gate]) for gate in ("shut", "kept"))
+        shut, kept = (" / ".join(f"{100 * layer:.6g}" for layer in last[gate]) for gate in ("shut", "kept"))
         minutes = statistics.median(found["seconds"] for found in own if not found["tokens"]) / 60
         norms = f"{last['norm_before']:.3g}", f"{last['norm']:.3g}"
         rows[name] = [f"{last['tokens']:,}", shut, kept, *norms, f"{last['tokens_per_second']:,}", f"{minutes:.1f}"]

@@ -154,7 +154,7 @@ def test_the_tables_and_the_curves(tmp_path: Path) -> None:
     assert "| 2,048 | 8,192 |" in table
     assert rows(table, "matrix, priced") == [
         ["88 (32)", "50 (16)"],
-        ["8,192", "99.00 / 100.00", "100.00 / 50.00", "1", "12.3", "61,000", "1.0"],
+        ["8,192", "99 / 100", "100 / 50", "1", "12.3", "61,000", "1.0"],
     ]
     assert rows(table, "mlp, plain")[0] == ["25 (16)", ""]
     changed, unchanged, _ = rows(table, "mlp, priced")

@@ -28,7 +28,7 @@ from fastweights.train.task import Task
 from fastweights.train.trial import practise
 
 TASKS = ("needles", "mqar")
-"""Four pairs hidden in noise; as many pairs as the rows have room for halfway, back to back, each asked for once."""
+"""Four pairs hidden in noise; ``length / 16 + 4`` pairs back to back, each asked for once."""
 
 LENGTHS = (64, 256)
 """Positions a row."""
