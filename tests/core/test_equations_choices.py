@@ -30,7 +30,16 @@ from fastweights.core import presets
 from fastweights.core.algorithm import DeltaGradientDescent, GradientDescent, Nesterov
 from fastweights.core.architecture import MLP, Matrix
 from fastweights.core.bias import L2, Huber, Reach, RobustL2
-from fastweights.core.retention import Bounded, ElasticNet, FDivergence, KLDivergence, LQNorm, NoRetention, WeightDecay
+from fastweights.core.retention import (
+    Bounded,
+    ElasticNet,
+    FDivergence,
+    KLDivergence,
+    LQNorm,
+    NoRetention,
+    SoftThreshold,
+    WeightDecay,
+)
 from fastweights.core.rule import Rule
 
 KEY, VALUE, TIME = 4, 3, 11
@@ -94,7 +103,7 @@ def test_elastic_net_by_its_proximal_step() -> None:
 
 def test_elastic_net_by_follow_the_regularised_leader() -> None:
     """(23): A_t = A_{t-1} - eta grad(W_{t-1}), W_t = S(A_t)."""
-    rule = replace(PLAIN, retention=ElasticNet(0.05, "ftrl", at="token"))
+    rule = replace(PLAIN, retention=SoftThreshold(0.05, link_at="token"))
     s = stream(rule, TIME, KEY, VALUE, retain=(1.0, 1.0))
     a, y = s.initial[0], []
     for q, k, v, eta in zip(s.q, s.k, s.v, s.lr, strict=True):

@@ -52,6 +52,7 @@ from fastweights.core.retention import (
     Reset,
     Retention,
     RowNorm,
+    SoftThreshold,
     WeightDecay,
 )
 from fastweights.core.rule import Rule
@@ -72,7 +73,7 @@ MORE = {
     "link at every token": Rule(MLP(2, 1.5), LP(2.0), LQNorm(link_at="token"), read="before"),
     "printed link": replace(CHUNK, retention=LQNorm(form="printed")),
     "thresholds": Rule(MLP(2, 1.5), retention=ElasticNet()),
-    "hidden thresholds": replace(CHUNK, retention=ElasticNet(form="ftrl")),
+    "hidden thresholds": replace(CHUNK, retention=SoftThreshold()),
     "chi squared": Rule(MLP(2, 1.5), retention=FDivergence()),
     "kl to the chunk before": Rule(MLP(2, 1.5), retention=FDivergence("kl", 2.0)),
     "bounded": replace(CHUNK, retention=Bounded()),
@@ -160,7 +161,7 @@ def test_every_choice_says_what_it_buys() -> None:
             assert found.paper in PAPERS or not found.paper
     assert all(network(kind()) for kind in kinds(Architecture))
     assert all(loss_of(kind()).loss for kind in kinds(Bias))
-    kept = [kind() for kind in kinds(Retention)] + [ElasticNet(form="ftrl")]
+    kept = [kind() for kind in kinds(Retention)]
     assert all(link_of(one) for one in kept if one.link_at is not None)
     assert all(projection_of(one) for one in kept if one.projects)
 

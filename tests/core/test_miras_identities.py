@@ -35,6 +35,7 @@ from fastweights.core.retention import (
     Reset,
     Retention,
     RowNorm,
+    SoftThreshold,
     WeightDecay,
 )
 from fastweights.core.rule import Rule
@@ -146,12 +147,15 @@ def test_moneta_at_two_and_two_is_l2_with_decay(form: str, at: LinkAt, read: str
 
 
 @LINKS
-@pytest.mark.parametrize("form", ["proximal", "ftrl"])
-def test_an_elastic_net_that_does_not_shrink_is_weight_decay(form: str, at: LinkAt, read: str) -> None:
-    rule = replace(DEEP, retention=ElasticNet(0.0, form, at=at), read=read)  # type: ignore[arg-type]
+@pytest.mark.parametrize("hidden", [False, True])
+def test_an_elastic_net_that_does_not_shrink_is_weight_decay(hidden: bool, at: LinkAt, read: str) -> None:
+    def net(shrink: float) -> ElasticNet | SoftThreshold:
+        return SoftThreshold(shrink, link_at=at) if hidden else ElasticNet(shrink)
+
+    rule = replace(DEEP, retention=net(0.0), read=read)  # type: ignore[arg-type]
     s = stream(rule, TIME)
     same(rule, replace(rule, retention=WeightDecay()), s)
-    shrunk = answer(replace(rule, retention=ElasticNet(0.2, form, at=at)), s)  # type: ignore[arg-type]
+    shrunk = answer(replace(rule, retention=net(0.2)), s)
     assert np.abs(shrunk.y - answer(rule, s).y).max() > 1e-3
 
 

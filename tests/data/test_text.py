@@ -8,8 +8,10 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -28,6 +30,10 @@ def text_of(path: Path) -> tuple[str, TextReader]:
 
 def names(*paths: Path | str) -> list[str]:
     return [source.name for source in find_sources([str(path) for path in paths])]
+
+
+NOBODY = 65534
+"""The number of the user without rights."""
 
 
 def refusal(*paths: Path | str) -> str:
@@ -207,18 +213,32 @@ def test_compressed_nothing_is_empty(tmp_path: Path) -> None:
         assert "is empty" in refusal(tmp_path / name)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_unreadable_files_and_folders_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "in" / "x.txt"
+@pytest.fixture
+def ordinary_folder() -> Iterator[Path]:
+    """A folder of one's own as a user whom permissions bind: root, who may read every file, becomes nobody."""
+    with tempfile.TemporaryDirectory() as name:
+        root = os.geteuid() == 0
+        if root:
+            os.chown(name, NOBODY, NOBODY)
+            os.seteuid(NOBODY)
+        try:
+            yield Path(name)
+        finally:
+            if root:
+                os.seteuid(0)
+
+
+def test_unreadable_files_and_folders_are_refused(ordinary_folder: Path) -> None:
+    path = ordinary_folder / "in" / "x.txt"
     path.parent.mkdir()
     path.write_text("x")
     path.chmod(0)
     assert "Permission denied" in refusal(path)
-    assert "Permission denied" in refusal(tmp_path)
+    assert "Permission denied" in refusal(ordinary_folder)
     for mode in (0, 0o600):
         path.parent.chmod(mode)
         try:
-            assert "Permission denied" in refusal(tmp_path)
+            assert "Permission denied" in refusal(ordinary_folder)
         finally:
             path.parent.chmod(0o700)
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastweights.core.types import Scope
-from fastweights.errors import UserError
+from fastweights.errors import UserError, require_positive
 
 Coupling = Literal["none", "heavy ball", "nesterov", "deferred"]
 """How the momentum enters the dual: there is none; ``A += S``; Nesterov's; or only where a chunk opens."""
@@ -159,12 +159,10 @@ class NewtonSchulz(Algorithm):
     coupling = "deferred"
 
     def __post_init__(self) -> None:
-        if not 0 < self.step < float("inf"):
-            raise UserError(f"the step along an orthogonalised momentum must be above 0, not {self.step}")
+        require_positive("the step along an orthogonalised momentum", self.step)
+        require_positive("the floor of an orthogonalised momentum", self.floor)
         if self.iterations < 1:
             raise UserError(f"Newton-Schulz needs at least 1 iteration, not {self.iterations}")
-        if not 0 < self.floor < float("inf"):
-            raise UserError(f"the floor of an orthogonalised momentum must be above 0, not {self.floor}")
 
     def settle(self, dual: Tensor, momentum: Tensor) -> Tensor:
         return dual + self.step * newton_schulz(momentum, self.iterations, self.floor)
@@ -191,8 +189,7 @@ class ConjugateGradient(Algorithm):
     def __post_init__(self) -> None:
         if self.iterations < 1:
             raise UserError(f"conjugate gradients need at least 1 iteration, not {self.iterations}")
-        if not 0 < self.ridge < float("inf"):
-            raise UserError(f"the ridge must be above 0, not {self.ridge}")
+        require_positive("the ridge", self.ridge)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastweights.core.fused import gelu_slope
 from fastweights.core.types import Map
-from fastweights.errors import UserError
+from fastweights.errors import UserError, require_positive
 
 Linear = Callable[[str, Tensor], Tensor]
 Back = Callable[[str, Tensor], Tensor]
@@ -31,8 +31,7 @@ Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "tanh"]
 
 
 def _check(expansion: float, activation: Activation) -> None:
-    if not 0 < expansion < float("inf"):
-        raise UserError(f"the expansion of a memory must be above 0, not {expansion}")
+    require_positive("the expansion of a memory", expansion)
     if activation not in get_args(Activation):
         raise UserError(f"activation must be one of {', '.join(get_args(Activation))}, not {activation!r}")
 
@@ -223,8 +222,7 @@ class Residual(Architecture):
     affine: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.eps < float("inf"):
-            raise UserError(f"the LayerNorm's eps must be above 0, not {self.eps}")
+        require_positive("the LayerNorm's eps", self.eps)
         if self.affine and any(c.name == "gain" for c in self.inner.constants(8, 8)):
             raise UserError("two LayerNorms of one memory cannot both have a gain and a shift: they would be the same")
 

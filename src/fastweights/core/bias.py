@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from fastweights.core.types import Scope
-from fastweights.errors import UserError, is_positive
+from fastweights.errors import UserError, is_positive, require_positive
 
 
 class Affine(NamedTuple):
@@ -27,12 +27,12 @@ class Bias(ABC):
     """An inner loss, summed over the value's channels, and its hand-derived gradient.
 
     ``threshold`` is a gate of the bias's own, ``[..., 1]`` per token, for those that declare ``threshold_scope``; in
-    layers it reaches ``largest`` times sqrt(V);
+    layers it reaches ``threshold_max`` times sqrt(V);
     ``window`` and ``importance_scope`` are those of :class:`Omega`.
     """
 
     threshold_scope: Scope | None = None
-    largest: float = 1.0
+    threshold_max: float = 1.0
     importance_scope: Scope | None = None
     window: int = 1
 
@@ -105,7 +105,7 @@ class LP(Bias):
     def __post_init__(self) -> None:
         if not is_positive(self.p) or not 1 <= self.p <= 4:
             raise UserError(f"p of an L_p bias must lie between 1 and 4, not {self.p!r}")
-        _positive("eps of an L_p bias", self.eps)
+        require_positive("eps of an L_p bias", self.eps)
 
     def loss(self, prediction: Tensor, target: Tensor, threshold: Tensor | None = None) -> Tensor:
         rounded = (prediction - target).square() + self.eps
@@ -137,23 +137,23 @@ class Huber(Bias):
 
     Args:
         reach: what the threshold is compared with.
-        largest: upper end of the threshold's gate in layers, in units of sqrt(V), where it starts nearly: as squared
-            error. A residual memory's answers have length sqrt(V); with a threshold below that, ``mixture`` would see
-            nothing but signs.
+        threshold_max: upper end of the threshold's gate in layers, in units of sqrt(V). It starts near there, as
+            squared error: a residual memory's answers have length sqrt(V), and with a threshold below that ``mixture``
+            would see nothing but signs.
         eps: rounds ``|x|`` to ``sqrt(x^2 + eps)`` in the absolute branch of ``mixture`` and in norms.
     """
 
     threshold_scope = "head"
 
     reach: Reach = "mixture"
-    largest: float = 4.0
+    threshold_max: float = 4.0
     eps: float = 1e-6
 
     def __post_init__(self) -> None:
         if self.reach not in get_args(Reach):
             raise UserError(f"reach must be one of {', '.join(get_args(Reach))}, not {self.reach!r}")
-        _positive("the largest threshold", self.largest)
-        _positive("eps of a Huber bias", self.eps)
+        require_positive("the largest threshold", self.threshold_max)
+        require_positive("eps of a Huber bias", self.eps)
 
     def loss(self, prediction: Tensor, target: Tensor, threshold: Tensor | None = None) -> Tensor:
         error, d = prediction - target, _needed(threshold)
@@ -197,7 +197,7 @@ class RobustL2(Bias):
     def __post_init__(self) -> None:
         if self.shift != 0 and not is_positive(self.shift):
             raise UserError(f"the shift of a robust bias must be at least 0, not {self.shift!r}")
-        _positive("eps of a robust bias", self.eps)
+        require_positive("eps of a robust bias", self.eps)
 
     def loss(self, prediction: Tensor, target: Tensor, threshold: Tensor | None = None) -> Tensor:
         squared = (prediction - target).square().sum(-1)
@@ -251,20 +251,15 @@ class Omega(Bias):
         return self.inner.threshold_scope
 
     @property
-    def largest(self) -> float:  # type: ignore[override]
+    def threshold_max(self) -> float:  # type: ignore[override]
         """Of the inner bias."""
-        return self.inner.largest
+        return self.inner.threshold_max
 
     def loss(self, prediction: Tensor, target: Tensor, threshold: Tensor | None = None) -> Tensor:
         return self.inner.loss(prediction, target, threshold)
 
     def gradient(self, prediction: Tensor, target: Tensor, threshold: Tensor | None = None) -> Tensor:
         return self.inner.gradient(prediction, target, threshold)
-
-
-def _positive(what: str, value: float) -> None:
-    if not is_positive(value):
-        raise UserError(f"{what} must be above 0, not {value!r}")
 
 
 def _needed(threshold: Tensor | None) -> Tensor:

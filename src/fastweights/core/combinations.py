@@ -32,6 +32,7 @@ from fastweights.core.retention import (
     Reset,
     Retention,
     RowNorm,
+    SoftThreshold,
     WeightDecay,
 )
 from fastweights.core.rule import Rule
@@ -71,7 +72,7 @@ RETENTIONS: tuple[Retention, ...] = (
     LQNorm(eps=1e-2),
     LQNorm(form="printed", link_at="token", eps=1e-2),
     ElasticNet(0.01),
-    ElasticNet(0.01, "ftrl"),
+    SoftThreshold(0.01),
     FDivergence("chi2"),
     FDivergence("kl"),
     Bounded(link_at="token"),

@@ -1,4 +1,4 @@
-"""What each choice says of itself: its formula, what it buys, and which paper it is from.
+"""What is said of each choice: its formula, what it buys, and which paper it is from.
 
 In formulas W are the weights in force, A what is accumulated (the dual), W₀ the learned initial weights and W_c the
 weights in force where the present chunk opened. A choice of the user's own is named by its class and described by the
@@ -35,6 +35,7 @@ from fastweights.core.retention import (
     Reset,
     Retention,
     RowNorm,
+    SoftThreshold,
     WeightDecay,
 )
 
@@ -235,7 +236,7 @@ def link_of(retention: Retention) -> str:
         case LQNorm(q=q):
             p = q / (q - 1)
             return f"sign(A) |A|^{p - 1:.3g} ‖A‖_p^{2 - p:.3g},  p = {p:.3g}"
-        case ElasticNet(shrink=shrink):
+        case SoftThreshold(shrink=shrink):
             return f"sign(A) max(0, |A| − {shrink:g})"
         case Bounded(low=low, high=high):
             return f"{low:g} + {high - low:g} sigmoid(A)"
@@ -295,9 +296,9 @@ def of_retention(retention: Retention) -> Said:
             return Said("weights are shares: what one gains, the others of its row lose", "MIRAS", "eqs. 21, 27, 30")
         case LQNorm():
             return Said("spreads weights more evenly: the larger one is, the less it grows", "MIRAS", "eqs. 17, 24")
-        case ElasticNet(form="proximal"):
-            return Said("weights that stay small become exactly 0, and are forgotten", "MIRAS", "eq. 22")
         case ElasticNet():
+            return Said("weights that stay small become exactly 0, and are forgotten", "MIRAS", "eq. 22")
+        case SoftThreshold():
             return Said("weights that stay small are hidden, and go on collecting", "MIRAS", "eq. 23")
         case FDivergence():
             return Said("weights are shares, held near those of the chunk before", "MIRAS", "section 5.2")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from inspect import getattr_static
 from typing import TYPE_CHECKING
 
 from fastweights.core.algorithm import (
@@ -69,7 +68,7 @@ def _retentions(rule: Rule) -> Iterator[tuple[bool, str]]:
     kind = type(retention).__name__
     for hook, flag in (("project", "projects"), ("link", "link_at")):
         yield (
-            _overrides(retention, hook) and not getattr(retention, flag) and not _computed(retention, flag),
+            _overrides(retention, hook) and not getattr(retention, flag),
             f"{kind} has a {hook} of its own that nothing would call: declare {flag} beside it",
         )
     yield (
@@ -78,7 +77,7 @@ def _retentions(rule: Rule) -> Iterator[tuple[bool, str]]:
     )
     yield (
         retention.link_at == "chunk" and rule.read != "chunk",
-        f"the link of {kind} acts at the chunk's start: set read='chunk', or let it act at every 'token'",
+        f"the link of {kind} acts at the chunk's start: set read='chunk', or link_at='token'",
     )
     yield (
         retention.every is not None and retention.every % rule.chunk_size != 0,
@@ -188,8 +187,3 @@ def _solvers(rule: Rule) -> Iterator[tuple[bool, str]]:
 
 def _overrides(retention: Retention, hook: str) -> bool:
     return getattr(type(retention), hook) is not getattr(Retention, hook)
-
-
-def _computed(retention: Retention, flag: str) -> bool:
-    """Whether a flag depends on the other fields, so that its class has thought of it."""
-    return isinstance(getattr_static(type(retention), flag, None), property)

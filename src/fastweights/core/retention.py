@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from fastweights.core.types import Scope
-from fastweights.errors import UserError, is_positive
+from fastweights.errors import UserError, is_positive, require_positive
 
 LinkAt = Literal["chunk", "token"]
 
@@ -106,7 +106,7 @@ class KLDivergence(Retention):
 
     def __post_init__(self) -> None:
         _check_link(self.link_at)
-        _positive("total", self.total)
+        require_positive("total", self.total)
 
     def initial_spread(self, gain: float, inputs: int) -> float:
         """1: these are logits."""
@@ -144,7 +144,7 @@ class LQNorm(Retention):
 
     def __post_init__(self) -> None:
         _check_link(self.link_at)
-        _positive("eps of an L_q retention", self.eps)
+        require_positive("eps of an L_q retention", self.eps)
         if not is_positive(self.q) or self.q < 2:
             raise UserError(f"q of an L_q retention must be at least 2, not {self.q!r}")
         if self.form not in ("mirror", "printed"):
@@ -185,46 +185,54 @@ class LQNorm(Retention):
 
 @dataclass(frozen=True)
 class ElasticNet(Retention):
-    """Small weights become exactly 0: soft thresholding ``S(z) = sign(z) max(0, |z| - shrink)`` (MIRAS eqs. 22, 23).
+    """Small weights are forgotten, becoming exactly 0, where a chunk opens (MIRAS eq. 22, the proximal step).
+
+    ``W = S(A)`` with soft thresholding, ``S(z) = sign(z) max(0, |z| - shrink)``.
 
     Args:
         shrink: the threshold, at least 0.
-        form: ``proximal`` projects the memory where a chunk opens, so that what is below the threshold is forgotten
-            (eq. 22); ``ftrl`` is a link, ``W = S(A)``: what stays below it is hidden and goes on collecting (eq. 23).
-        scope: of the gate ``retain``, eq. 22's lambda; see :class:`WeightDecay`.
-        at: where the ``ftrl`` link acts.
+        scope: of the gate ``retain``, the equation's lambda; see :class:`WeightDecay`.
     """
 
     shrink: float = 1e-3
-    form: Literal["proximal", "ftrl"] = "proximal"
     scope: Scope = "head"
-    at: LinkAt = "chunk"
+
+    projects = True
 
     def __post_init__(self) -> None:
-        _check_link(self.at)
-        if self.shrink != 0 and not is_positive(self.shrink):
-            raise UserError(f"the threshold of an elastic net must be at least 0, not {self.shrink!r}")
-        if self.form not in ("proximal", "ftrl"):
-            raise UserError(f"form must be 'proximal' or 'ftrl', not {self.form!r}")
-
-    @property
-    def link_at(self) -> LinkAt | None:  # type: ignore[override]
-        """Only the FTRL form is a link."""
-        return self.at if self.form == "ftrl" else None
-
-    @property
-    def projects(self) -> bool:  # type: ignore[override]
-        """Only the proximal form is a projection."""
-        return self.form == "proximal"
-
-    def link(self, dual: Tensor) -> Tensor:
-        return self._threshold(dual) if self.form == "ftrl" else dual
+        _check_shrink(self.shrink)
 
     def project(self, dual: Tensor, anchor: Tensor, initial: Tensor) -> Tensor:
-        return self._threshold(dual)
+        return soft_threshold(dual, self.shrink)
 
-    def _threshold(self, w: Tensor) -> Tensor:
-        return torch.sign(w) * torch.relu(w.abs() - self.shrink)
+
+@dataclass(frozen=True)
+class SoftThreshold(Retention):
+    """The elastic net as a link (MIRAS eq. 23, follow the regularised leader): small weights are hidden, not forgotten.
+
+    ``W = S(A)`` as in :class:`ElasticNet`; what stays below the threshold goes on collecting in A.
+
+    Args:
+        shrink: the threshold, at least 0.
+        scope: of the gate ``retain``; see :class:`WeightDecay`.
+        link_at: where the link acts.
+    """
+
+    shrink: float = 1e-3
+    scope: Scope = "head"
+    link_at: LinkAt = "chunk"
+
+    def __post_init__(self) -> None:
+        _check_link(self.link_at)
+        _check_shrink(self.shrink)
+
+    def link(self, dual: Tensor) -> Tensor:
+        return soft_threshold(dual, self.shrink)
+
+
+def soft_threshold(w: Tensor, shrink: float) -> Tensor:
+    """``sign(w) max(0, |w| - shrink)``."""
+    return torch.sign(w) * torch.relu(w.abs() - shrink)
 
 
 @dataclass(frozen=True)
@@ -248,7 +256,7 @@ class FDivergence(Retention):
     projects = True
 
     def __post_init__(self) -> None:
-        _positive("total", self.total)
+        require_positive("total", self.total)
         if self.f not in ("kl", "chi2"):
             raise UserError(f"f must be 'kl' or 'chi2', not {self.f!r}")
 
@@ -328,7 +336,7 @@ class RowNorm(Retention):
     projects = True
 
     def __post_init__(self) -> None:
-        _positive("eps of a row norm", self.eps)
+        require_positive("eps of a row norm", self.eps)
 
     def begin(self, initial: Tensor) -> Tensor:
         return initial / self._length(initial) if self.unit else initial
@@ -370,11 +378,11 @@ class Reset(Retention):
         return self.inner.scope
 
 
-def _positive(what: str, value: float) -> None:
-    if not is_positive(value):
-        raise UserError(f"{what} must be above 0, not {value!r}")
-
-
 def _check_link(at: str) -> None:
     if at not in get_args(LinkAt):
         raise UserError(f"a link acts at every 'chunk' or 'token', not at {at!r}")
+
+
+def _check_shrink(shrink: float) -> None:
+    if shrink != 0 and not is_positive(shrink):
+        raise UserError(f"the threshold of an elastic net must be at least 0, not {shrink!r}")

@@ -111,7 +111,7 @@ class Rule:
     @property
     def ranges(self) -> tuple[float, ...]:
         """Largest value of each gate, that of the threshold in units of sqrt(V); the smallest is 0."""
-        return self.lr_max, 1.0, 1.0, self.bias.largest, 1.0
+        return self.lr_max, 1.0, 1.0, self.bias.threshold_max, 1.0
 
     @property
     def has_momentum(self) -> bool:

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -88,6 +89,25 @@ def arguments_of(parser: argparse.ArgumentParser, out: str, names: Sequence[str]
     arguments = parser.parse_args()
     arguments.command = shlex.join(["python", *sys.argv])
     return arguments
+
+
+def command(main: Callable[[], int]) -> None:
+    """Runs a measurement as a command: it ends with what went wrong, and keeps every cell that was done.
+
+    Args:
+        main: returns how many cells crashed.
+    """
+    # Also where a shell has started it in the background, which makes it deaf to Ctrl-C.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.default_int_handler)
+    try:
+        crashed = main()
+    except UserError as error:
+        sys.exit(f"{error}")
+    except KeyboardInterrupt:
+        sys.exit("stopped; every cell that was done is kept")
+    if crashed:
+        sys.exit(f"{crashed} cells crashed; call again to try them once more")
 
 
 def circumstances(device: str, threads: int) -> dict[str, Any]:
