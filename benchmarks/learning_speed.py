@@ -130,8 +130,8 @@ CHANGES: dict[str, Callable[[Rule, str], Rule]] = {
 
 FACTORS: dict[str, tuple[str, ...]] = {
     "lr_start": ("0.1", "0.9"),
-    "rule.lr_max": ("0.3", "1.0"),
-    "rule.bias.half": ("true", "true+rule.lr_max=0.3", "true+rule.lr_max=1.0"),
+    "rule.lr_max": ("0.005", "0.01", "0.05", "0.1", "0.3", "1.0"),
+    "rule.bias.half": ("true", "true+rule.lr_max=0.04"),
     "embedding_std": ("0.02", "1.0"),
     "rule.clip": ("1.0", "0.3"),
     "first_map": ("0.3", "2.0", "4.0", "8.0"),
@@ -146,7 +146,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
 }
 """What Titans is tried with, one at a time.
 
-As it is: lr from 0.05 of at most 0.1, an error without the half, embeddings of 0.5, no clip, chunks of 16, answers
+As it is: lr from 0.01 of at most 0.02, an error without the half, embeddings of 0.5, no clip, chunks of 16, answers
 after the write, residual and LayerNorm, momentum from 0.1, gates for each map, start by induction, four times as wide
 inside.
 """

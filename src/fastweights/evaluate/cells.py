@@ -26,6 +26,7 @@ import torch
 from fastweights import __version__
 from fastweights.errors import UserError
 from fastweights.models.durable import write_file
+from fastweights.models.stopping import stop_requests
 
 Cell = tuple[Any, ...]
 
@@ -156,30 +157,34 @@ def measure_all(
     given = [f"--threads={arguments.threads}", f"--device={arguments.device}"]
     environment = os.environ | {"OMP_NUM_THREADS": str(arguments.threads)}
     began, done, crashed = time.monotonic(), 0, 0
-    try:
-        while waiting or running:
-            while waiting and len(running) < arguments.jobs:
-                cell = waiting.pop()
-                tell(f"[{len(cells) - len(waiting)}/{len(cells)}] {cell}")
-                words = [sys.executable, *program, *given, "--cell", *map(str, cell)]
-                running[cell] = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
-            for cell in [cell for cell, process in running.items() if process.poll() is not None]:
-                process = running.pop(cell)
-                out, _ = process.communicate()
-                done += 1
-                if process.returncode:
-                    crashed += 1
-                    said = f"its process ended with status {process.returncode}"
-                else:
-                    results.add(cell, {"command": arguments.command} | json.loads(out))
-                    said = outcome(results.cells[cell])
-                minutes = (time.monotonic() - began) / 60 / done * (len(cells) - done)
-                tell(f"  {cell}: {said}; about {minutes:.0f} min left")
-            time.sleep(0.05)
-    finally:
-        for process in running.values():
-            process.kill()
-            process.wait()
+    # A request: an exception while a process is made would leave that one running, known to nobody.
+    with stop_requests() as stop:
+        try:
+            while waiting or running:
+                if stop.asked:
+                    raise KeyboardInterrupt
+                while waiting and len(running) < arguments.jobs:
+                    cell = waiting.pop()
+                    tell(f"[{len(cells) - len(waiting)}/{len(cells)}] {cell}")
+                    words = [sys.executable, *program, *given, "--cell", *map(str, cell)]
+                    running[cell] = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+                for cell in [cell for cell, process in running.items() if process.poll() is not None]:
+                    process = running.pop(cell)
+                    out, _ = process.communicate()
+                    done += 1
+                    if process.returncode:
+                        crashed += 1
+                        said = f"its process ended with status {process.returncode}"
+                    else:
+                        results.add(cell, {"command": arguments.command} | json.loads(out))
+                        said = outcome(results.cells[cell])
+                    minutes = (time.monotonic() - began) / 60 / done * (len(cells) - done)
+                    tell(f"  {cell}: {said}; about {minutes:.0f} min left")
+                time.sleep(0.05)
+        finally:
+            for process in running.values():
+                process.kill()
+                process.wait()
     return crashed
 
 

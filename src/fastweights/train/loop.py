@@ -12,13 +12,13 @@ import torch
 from fastweights.core.compiled import compiler
 from fastweights.models.language_model import LanguageModel
 from fastweights.models.pretrained import save_model
+from fastweights.models.stopping import stop_requests
 from fastweights.train.checkpoint import save_checkpoint
 from fastweights.train.config import ConfigError, TrainConfig
 from fastweights.train.feed import Feed
 from fastweights.train.folder import CHECKPOINTS, LOG, MODEL, open_run
 from fastweights.train.records import LogFile, StepRecord
 from fastweights.train.run import Evaluate, OnNote, Run
-from fastweights.train.stopping import stop_requests
 
 OnStep = Callable[[StepRecord], None]
 OnEvaluation = Callable[[int, Mapping[str, Any]], None]
