@@ -107,6 +107,16 @@ def test_every_preset_explains_itself(name: str) -> None:
     whole(found)
 
 
+def test_what_is_particular_to_a_preset_is_said_without_its_arguments() -> None:
+    found = explain_preset("atlas")
+    assert len(found.remarks) == 1
+    assert "is chaotic" in found.remarks[0]
+    assert " ".join(found.remarks[0].split()) in " ".join(found.text().split())
+    (window,) = explain_preset("omega_net").remarks
+    assert window == "Clipped: with several tokens in every step the published form is not stable at this lr."
+    assert explain_preset("gated_deltanet").remarks == ()
+
+
 def arxivs(summary: str) -> list[str]:
     """The paper that a preset's first sentence names."""
     return [arxiv for name, (_, arxiv) in PAPERS.items() if arxiv in summary or f"({name} " in summary][:1]
@@ -237,7 +247,7 @@ class Doubled(Architecture):
 def test_a_rule_of_ones_own_explains_itself() -> None:
     found = explain_rule(Rule(Doubled(), Blunt(), Halved(), Late(), chunk_size=4, read="chunk"))
     whole(found)
-    assert (found.name, found.summary) == ("", "a rule of your own")
+    assert (found.name, found.summary, found.remarks) == ("", "a rule of your own", ())
     assert [choice.buys for choice in found.choices] == [
         "Twice a matrix.",
         "Every error counts alike.",
@@ -338,6 +348,10 @@ GOLDEN = {
     "titans": """\
         titans: Titans' neural memory (arXiv 2501.00663 eqs. 8-15; camera-ready section 3.3).
 
+          A residual MLP with LayerNorm, squared error as printed (no half), momentum and weight decay with gates per
+          linear map. The steps are small because the LayerNorm multiplies them: at the start the network's answers
+          have a deviation near 0.06, and what reaches the weights goes with the inverse square of that.
+
         what each of the four choices buys
           architecture  Residual(MLP())
                         2 layers that all learn: relations a matrix cannot hold; answers stay one LayerNorm away from
@@ -373,9 +387,9 @@ GOLDEN = {
               y ← f(A, q)
 
         gates
-          lr        per map  2 numbers  0 to 0.1  size of the step; 0 writes nothing
-          momentum  per map  2 numbers  0 to 1    how much of the past surprise goes on; 0 forgets it
-          retain    per map  2 numbers  0 to 1    what is kept of the memory, 1 all and 0 nothing
+          lr        per map  2 numbers  0 to 0.02  size of the step; 0 writes nothing
+          momentum  per map  2 numbers  0 to 1     how much of the past surprise goes on; 0 forgets it
+          retain    per map  2 numbers  0 to 1     what is kept of the memory, 1 all and 0 nothing
 
         runs on
           dual: gates are numbers per head or map, so every token's weights are applied without being formed
@@ -444,6 +458,9 @@ GOLDEN = {
         """,
     "memora": """\
         memora: Memora (MIRAS eqs. 27, 30): squared error, KL and entropy on the simplex, with the chunk's lag token.
+
+          Rows of every map are positive and sum to total: with a residual and LayerNorm around them they can express
+          negative answers. Logits move far less than weights do, hence the large lr.
 
         what each of the four choices buys
           architecture  Residual(MLP())

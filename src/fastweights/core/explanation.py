@@ -6,6 +6,7 @@ Everything is put together from what the four choices say of themselves, so a ru
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
 import textwrap
 from collections.abc import Iterator
@@ -68,11 +69,13 @@ class GateUse(NamedTuple):
 class Explanation:
     """What a rule is. ``name`` is that of a preset, or empty; ``state_bytes`` those of a head of 64 in float32.
 
-    ``token_bytes`` are the bytes by which the state grows with every token, 0 for all rules but attention.
+    ``remarks`` say what is particular to a preset, and where it differs from its paper. ``token_bytes`` are the bytes
+    by which the state grows with every token, 0 for all rules but attention.
     """
 
     name: str
     summary: str
+    remarks: tuple[str, ...]
     papers: tuple[Citation, ...]
     choices: tuple[Choice, ...]
     equations: tuple[str, ...]
@@ -87,12 +90,13 @@ class Explanation:
         """A JSON-ready description."""
         found = {field.name: getattr(self, field.name) for field in fields(self)}
         rows = {name: [row._asdict() for row in found[name]] for name in ("papers", "choices", "gates")}
-        return found | rows | {name: list(found[name]) for name in ("equations", "pseudo_code")}
+        return found | rows | {name: list(found[name]) for name in ("remarks", "equations", "pseudo_code")}
 
     def text(self) -> str:
         """Plain text for a person."""
         parts = [
             [f"{self.name}: {self.summary}" if self.name else self.summary],
+            *([*_wrapped(remark)] for remark in self.remarks),
             ["what each of the four choices buys", *_choice_rows(self.choices)],
             ["equations", *_indented(self.equations)],
             ["pseudo-code", *_indented(self.pseudo_code)],
@@ -117,7 +121,8 @@ def explain_rule(rule: Rule) -> Explanation:
         >>> explain_rule(presets.deltanet()).equations[-3]
         '  u_t = (A_{t−1} k_t − v_t) k_tᵀ'
     """
-    name, summary, cited = _published(rule)
+    name, (summary, *remarks) = _published(rule)
+    cited = _cited(summary) if name else None
     said = _said(rule)
     parts = [_citation(what, one) for what, one in said.items() if one.paper]
     steps: list[Section] = sections(rule)
@@ -125,6 +130,7 @@ def explain_rule(rule: Rule) -> Explanation:
     return Explanation(
         name=name,
         summary=summary,
+        remarks=tuple(remarks),
         papers=tuple(([_citation("rule", cited)] if cited else []) + parts),
         choices=tuple(Choice(what, written(getattr(rule, what)), one.buys) for what, one in said.items()),
         equations=tuple(equations(rule, steps)),
@@ -195,13 +201,14 @@ def _said(rule: Rule) -> dict[str, Said]:
     return said
 
 
-def _published(rule: Rule) -> tuple[str, str, Said | None]:
-    """Name, first sentence and source of the preset that equals the rule."""
+def _published(rule: Rule) -> tuple[str, list[str]]:
+    """Name and paragraphs, but for the arguments, of the preset that equals the rule."""
     for name, preset in PRESETS.items():
         if preset() == rule:
-            line = (preset.__doc__ or "").splitlines()[0]
-            return name, re.sub(r":\w+:`(\w+)`", r"\1", line).replace("``", ""), _cited(line)
-    return "", "a rule of your own", None
+            said = re.sub(r":\w+:`(\w+)`", r"\1", inspect.getdoc(preset) or "").replace("``", "")
+            parts = [" ".join(part.split()) for part in said.split("\n\n")]
+            return name, [part for part in parts if not part.startswith("Args:")]
+    return "", ["a rule of your own"]
 
 
 def _cited(line: str) -> Said | None:
