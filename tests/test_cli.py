@@ -217,6 +217,9 @@ BAD = {
     "no such rule to explain": (["explain", "titan"], "no rule named 'titan'; did you mean titans?"),
     "no cases": (["evaluate", "cases", "absent.jsonl", "--json", "y", "--model", "MODEL"], "absent.jsonl"),
     "bad case": (["evaluate", "cases", "bad.jsonl", "--json", "y", "--model", "MODEL"], "line 2 of 'bad.jsonl'"),
+    "no such length": (["evaluate", "vt", "--lengths", "8X", "--json", "y", "--model", "MODEL"], "not '8X'"),
+    "length of 0": (["evaluate", "vt", "--lengths", "0K", "--json", "y", "--model", "MODEL"], "not '0K'"),
+    "length too short": (["evaluate", "vt", "--lengths", "64", "--json", "y", "--model", "MODEL"], "64 tokens are too"),
     "no needles": (["demo", "--needles", "0", "--model", "MODEL"], "at least one"),
     "too short": (["demo", "--tokens", "9", "--model", "MODEL"], "do not fit into 9 tokens"),
     "no such text": (["demo", "--text", "absent.txt", "--model", "MODEL"], "'absent.txt' does not exist"),
@@ -347,6 +350,20 @@ def test_cases(run: Run, model: str) -> None:
     assert (done.status, done.out) == (0, "0 of 1 right; results in out.json\n")
     assert json.loads(Path("out.json").read_text(encoding="utf-8"))["done"] == 1
     assert run(*words).status == 0
+
+
+def test_a_task_is_measured_and_goes_on_where_it_was(run: Run, bpe_model: str) -> None:
+    words = ("evaluate", "niah_single_1", "--model", bpe_model, "--samples", "2", "--json", "out.json")
+    done = run(*words, "--lengths", "512")
+    assert done.status == 0, done.err
+    assert [line.split() for line in done.out.splitlines()] == [
+        ["tokens", "samples", "score", "percent", "95", "%", "interval"],
+        ["512", "2", "string_match_all", "0.0", "0.0", "to", "65.8"],
+    ]
+    first = Path("out.json").read_text(encoding="utf-8")
+    assert run(*words, "--lengths", "512").out == done.out
+    assert Path("out.json").read_text(encoding="utf-8") == first
+    assert [line.split()[0] for line in run(*words, "--lengths", "512,1K").out.splitlines()[1:]] == ["512", "1,024"]
 
 
 def test_demo(run: Run, bpe_model: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,9 @@ def help_text(*subcommand: str) -> str:
     )
     assert done.returncode == 0, f"fastweights {' '.join(subcommand)} --help: {done.stderr or done.stdout}"
     # Asked about a subcommand that does not exist, the parser may answer with the help of all of them.
-    assert " ".join(subcommand) in done.stdout.split("\n\n")[0], f"there is no fastweights {' '.join(subcommand)}"
+    # It shows the names of tasks with hyphens, and takes them with underscores too.
+    shown = " ".join(subcommand).replace("_", "-")
+    assert shown in done.stdout.split("\n\n")[0], f"there is no fastweights {' '.join(subcommand)}"
     return done.stdout
 
 

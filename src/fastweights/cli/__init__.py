@@ -11,6 +11,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 
 import tyro
 from tyro.extras import SubcommandApp
@@ -21,24 +24,33 @@ from fastweights.errors import FastweightsError, UserError
 
 INTERRUPTED = 130
 
-_EVALUATE = SubcommandApp()
-_EVALUATE.command(runs.cases)
 
-_APP = SubcommandApp()
-for _command in (
-    memory.memorize,
-    memory.recall,
-    memory.inspect,
-    memory.generate,
-    catalogue.models,
-    catalogue.rules,
-    catalogue.explain,
-    catalogue.check,
-    runs.train,
-):
-    _APP.command(_command)
-_APP.command(_EVALUATE, name="evaluate", help="Measure a model on cases of your own.")
-_APP.command(runs.demo)
+def app(words: Sequence[str]) -> SubcommandApp:
+    """The commands; those of `evaluate` only where it is asked for, since their names take a while to import."""
+    found = SubcommandApp()
+    commands: tuple[Callable[..., Any], ...] = (
+        memory.memorize,
+        memory.recall,
+        memory.inspect,
+        memory.generate,
+        catalogue.models,
+        catalogue.rules,
+        catalogue.explain,
+        catalogue.check,
+        runs.train,
+    )
+    for command in commands:
+        found.command(command)
+    evaluate = SubcommandApp()
+    evaluate.command(runs.cases)
+    if words[:1] == ["evaluate"]:
+        from fastweights.evaluate.text_tasks import TASKS
+
+        for name, asked in TASKS.items():
+            evaluate.command(name=name, help=asked)(partial(runs.task, name))
+    found.command(evaluate, name="evaluate", help="Measure a model on a benchmark's task or on cases of your own.")
+    found.command(runs.demo)
+    return found
 
 
 def main() -> int:
@@ -47,7 +59,7 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        status = _APP.cli(
+        status = app(sys.argv[1:]).cli(
             prog="fastweights",
             description="Sequence models whose memory is a small network that keeps learning while it reads.",
             config=(tyro.conf.FlagCreatePairsOff,),

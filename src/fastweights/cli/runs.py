@@ -13,6 +13,7 @@ from fastweights.errors import UserError
 if TYPE_CHECKING:
     from fastweights.evaluate.cases import Step
     from fastweights.evaluate.needle import NeedleResult
+    from fastweights.evaluate.runner import SampleStep
     from fastweights.inference.session import Progress
 
 _INTERRUPTED = 130
@@ -115,6 +116,78 @@ def _show_step(meter: Meter, step: Step) -> None:
     if step.reading is not None:
         status += f" · reading {step.reading.tokens:,} tokens · {step.reading.tokens_per_second:,.0f} tokens/s"
     meter.show(step.done / max(step.cases, 1), status)
+
+
+def task(
+    name: str,
+    /,
+    *,
+    json: Annotated[Path, arg(metavar="OUT")],
+    model: Annotated[str, arg(metavar="NAME|DIR")] = _DEFAULT_MODEL,
+    lengths: Annotated[str, arg(metavar="2K,8K,...")] = "2K,8K",
+    samples: int = 100,
+    seed: int = 42,
+    text: Annotated[tuple[str, ...], arg(metavar="PATH...")] = (),
+) -> None:
+    """Measure a model on samples of a task at one or more lengths, each read once and asked once.
+
+    Results that are in OUT already are kept, so an interrupted evaluation goes on where it was, and more lengths or
+    samples can be added later.
+
+    Args:
+        name: the task
+        json: where the results go, as one JSON object: means with their 95 % intervals, and every sample
+        model: a shipped model or the folder of one
+        lengths: most tokens of a sample, with commas between them; K is 1,024 tokens and M 1,048,576
+        samples: for each length
+        seed: which set of samples
+        text: files, folders or patterns to hide the facts in, instead of the shipped novels
+    """
+    from fastweights.evaluate.runner import evaluate_task
+    from fastweights.inference.opening import open_model
+
+    wanted = [_tokens(length) for length in lengths.split(",")]
+    opened = open_model(model)
+    with Meter(name) as meter:
+        written = evaluate_task(
+            opened.model,
+            opened.tokenizer,
+            opened.name,
+            name,
+            wanted,
+            samples,
+            json,
+            seed=seed,
+            paths=text,
+            on_step=lambda step: _show_sample(meter, step),
+        )
+    rows = [
+        (
+            f"{found['tokens']:,}",
+            found["samples"],
+            score,
+            f"{share['mean']:.1f}",
+            "{:.1f} to {:.1f}".format(*share["interval"]),
+        )
+        for found in written["lengths"]
+        for score, share in found["scores"].items()
+    ]
+    table(("tokens", "samples", "score", "percent", "95 % interval"), rows)
+
+
+def _tokens(text: str) -> int:
+    """A length such as 512, 8K or 2M."""
+    number, unit = (text[:-1], text[-1].upper()) if text[-1:].upper() in ("K", "M") else (text, "")
+    if not number.strip().isdecimal() or int(number) == 0:
+        raise UserError(f"a length is a number of tokens such as 512, 8K or 2M, not {text!r}")
+    return int(number) * {"": 1, "K": 1024, "M": 1024**2}[unit]
+
+
+def _show_sample(meter: Meter, step: SampleStep) -> None:
+    status = f"{step.done:,} of {step.samples:,} done · {step.tokens:,} tokens"
+    if step.reading is not None:
+        status += f" · reading {step.reading.tokens:,} tokens · {step.reading.tokens_per_second:,.0f} tokens/s"
+    meter.show(step.done / step.samples, status)
 
 
 def demo(

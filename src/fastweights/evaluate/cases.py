@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -14,13 +13,11 @@ from typing import Any, NamedTuple
 from fastweights.data.text import Source, find_sources, read_pieces
 from fastweights.data.tokenizer import Tokenizer
 from fastweights.errors import UserError
+from fastweights.evaluate.ledger import Ledger, Result
 from fastweights.inference.session import Progress, Session
-from fastweights.models.durable import write_file
 from fastweights.models.language_model import LanguageModel
 from fastweights.tasks.needle import match_all
 
-FORMAT = 1
-_SAVE_SECONDS = 2.0
 _FIELDS = ("context", "context_files", "question", "answer")
 
 
@@ -169,7 +166,7 @@ def evaluate_cases(
     """
     keys = [case.key for case in read_cases(path)]
     facts = {"model": model_name, "fingerprint": model.fingerprint(), "max_tokens": max_tokens}
-    ledger = _Ledger(output, keys, facts)
+    ledger = _Cases(output, facts, keys)
 
     def report(reading: Progress | None = None) -> None:
         if on_step is not None:
@@ -183,7 +180,7 @@ def evaluate_cases(
                 continue
             session = reader.read(case)
             answer = session.ask(case.question, max_tokens=max_tokens)
-            ledger.add(case, answer.text.strip(), session.tokens[0])
+            ledger.add(_result(case, answer.text.strip(), session.tokens[0]))
             report()
     finally:
         written = ledger.save()
@@ -221,72 +218,43 @@ def _texts(case: Case) -> Iterator[tuple[str, Iterator[str]]]:
         yield source.name, chain(["\n"], pieces) if index else pieces
 
 
-class _Ledger:
-    """The results so far, in memory and on the disk."""
+class _Cases(Ledger):
+    """The results of the cases in a file."""
 
-    def __init__(self, path: Path, keys: Sequence[str], facts: dict[str, Any]) -> None:
-        self.path, self.facts = path, facts
+    what = "these cases"
+
+    def __init__(self, path: Path, facts: dict[str, Any], keys: Sequence[str]) -> None:
         self.keys = keys
-        self.results: dict[str, dict[str, Any]] = {}
-        self.saved = time.monotonic()
-        if path.exists():
-            self._resume()
-        else:
-            self.save()  # so that an output that cannot be written is found out before the reading
+        super().__init__(path, facts)
 
     @property
     def right(self) -> int:
         """Right answers so far."""
         return sum(result["right"] for result in self.results.values())
 
-    def add(self, case: Case, answer: str, tokens: int) -> None:
-        """Take up the answer to a case."""
-        self.results[case.key] = {
-            "line": case.line,
-            "key": case.key,
-            "question": case.question,
-            "expected": list(case.answers),
-            "answer": answer,
-            "right": any(match_all(answer, [wanted]) == 1 for wanted in case.answers),
-            "context_tokens": tokens,
-        }
-        if time.monotonic() - self.saved >= _SAVE_SECONDS:
-            self.save()
+    def taken_up(self, found: dict[str, Result]) -> dict[str, Result] | None:
+        """Results of cases that are asked; there must be none of other cases, but of the same ones at another date."""
+        known = {key: result for key, result in found.items() if isinstance(result["right"], bool)}
+        lines, here = ({key.split()[0] for key in keys} for keys in (known, self.keys))
+        if not lines <= here:
+            return None
+        return {key: result for key, result in known.items() if key in set(self.keys)}
 
-    def save(self) -> dict[str, Any]:
-        """Write everything; the file is the old or the new one at every moment."""
-        done = [self.results[key] for key in self.keys if key in self.results]
-        content = {
-            "format": FORMAT,
-            **self.facts,
-            "cases": len(self.keys),
-            "done": len(done),
-            "right": self.right,
-            "accuracy": round(self.right / len(done), 6) if done else None,
-            "results": done,
-        }
-        try:
-            write_file(self.path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise UserError(f"the results cannot be written to '{self.path}': {reason}") from error
-        self.saved = time.monotonic()
-        return content
+    def in_order(self) -> Sequence[Result]:
+        return [self.results[key] for key in self.keys if key in self.results]
 
-    def _resume(self) -> None:
-        other = f"'{self.path}' holds something else than the results of these cases: choose another file"
-        try:
-            found = json.loads(self.path.read_bytes())
-            known = found["format"] == FORMAT
-            results = {result["key"]: result for result in found["results"] if isinstance(result["right"], bool)}
-        except OSError as error:
-            raise UserError(f"cannot read '{self.path}': {(error.strerror or str(error)).lower()}") from error
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(other) from error
-        lines, here = ({key.split()[0] for key in keys} for keys in (results, self.keys))
-        if not known or not lines <= here:
-            raise UserError(other)
-        for name, value in self.facts.items():
-            if name != "model" and found.get(name) != value:
-                raise UserError(f"'{self.path}' holds results with another {name}: choose another file")
-        self.results = {key: result for key, result in results.items() if key in set(self.keys)}
+    def summary(self, results: Sequence[Result]) -> dict[str, Any]:
+        accuracy = round(self.right / len(results), 6) if results else None
+        return {"cases": len(self.keys), "done": len(results), "right": self.right, "accuracy": accuracy}
+
+
+def _result(case: Case, answer: str, tokens: int) -> Result:
+    return {
+        "line": case.line,
+        "key": case.key,
+        "question": case.question,
+        "expected": list(case.answers),
+        "answer": answer,
+        "right": any(match_all(answer, [wanted]) == 1 for wanted in case.answers),
+        "context_tokens": tokens,
+    }

@@ -1,1 +1,1 @@
-"""Generated tasks with their exact prompts and metrics: needles in haystacks, associative recall."""
+"""Generated tasks with their exact prompts and metrics: needles, facts in books, recall, state tracking."""

@@ -136,7 +136,12 @@ def question(needle: Needle) -> str:
 
 
 def question_for(keys: Sequence[str], kind: Kind = "numbers", answers: int = 1) -> str:
-    """Return RULER's question and answer prefix for one or several keys.
+    """Return RULER's question and answer prefix for one or several keys; see `question_parts`."""
+    return "".join(question_parts(keys, kind, answers))
+
+
+def question_parts(keys: Sequence[str], kind: Kind = "numbers", answers: int = 1) -> tuple[str, str]:
+    """Return RULER's question for one or several keys, and the answer prefix that follows it.
 
     Args:
         keys: The keys asked for, in order.
@@ -144,8 +149,11 @@ def question_for(keys: Sequence[str], kind: Kind = "numbers", answers: int = 1) 
         answers: How many values are expected in all: keys times values for each. 1 gives the singular form.
     """
     joined = ", ".join(keys) if len(keys) == 1 else f"{', '.join(keys[:-1])}, and {keys[-1]}"
-    text = _singular(_QUESTION, answers) + _singular(_ANSWER_PREFIX, answers)
-    return text.format(kind=_noun(kind, answers), keys=joined)
+    asked, prefix = (
+        _singular(template, answers).format(kind=_noun(kind, answers), keys=joined)
+        for template in (_QUESTION, _ANSWER_PREFIX)
+    )
+    return asked, prefix
 
 
 def _singular(template: str, answers: int) -> str:
@@ -256,3 +264,9 @@ def string_match_all(predictions: Sequence[str], references: Sequence[Sequence[s
     """Return RULER's score of S-NIAH: the mean of `match_all` over the samples, in percent, to two decimals."""
     pairs = zip(predictions, references, strict=True)
     return round(100 * sum(match_all(prediction, wanted) for prediction, wanted in pairs) / len(predictions), 2)
+
+
+def string_match_part(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> float:
+    """Return RULER's score where one reference is enough: the share of samples that hold any, in percent."""
+    pairs = zip(predictions, references, strict=True)
+    return round(100 * sum(match_all(prediction, wanted) > 0 for prediction, wanted in pairs) / len(predictions), 2)

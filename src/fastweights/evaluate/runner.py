@@ -1,0 +1,179 @@
+"""Any text task at growing lengths: samples are read side by side, asked once, and kept as soon as they are done."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fastweights.data.tokenizer import Tokenizer
+from fastweights.errors import UserError
+from fastweights.evaluate.ledger import Ledger, Result
+from fastweights.evaluate.text_tasks import Asked, Maker, samples_of
+from fastweights.inference.session import Progress, Session
+from fastweights.models.language_model import LanguageModel
+
+ROWS = 8
+"""Samples that are read side by side."""
+
+_PIECE = 1024
+
+
+class SampleStep(NamedTuple):
+    """How an evaluation goes.
+
+    Attributes:
+        done: Samples with a result.
+        samples: Samples in all.
+        tokens: Length that is being measured.
+        reading: How the reading of the present samples goes, or None between them.
+    """
+
+    done: int
+    samples: int
+    tokens: int
+    reading: Progress | None
+
+
+def evaluate_task(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    model_name: str,
+    task: str,
+    lengths: Sequence[int],
+    samples: int,
+    output: Path,
+    *,
+    seed: int = 42,
+    paths: Sequence[str] = (),
+    on_step: Callable[[SampleStep], None] | None = None,
+) -> dict[str, Any]:
+    """Measure a model on samples of a task and write the results; those that are in `output` already are kept.
+
+    Each sample is read once into an empty memory and its prompt's end continued greedily, free-running.
+
+    Args:
+        model: Reads and answers.
+        tokenizer: The one it was trained with; lengths are counted by it.
+        model_name: What to call it.
+        task: A name of `text_tasks.TASKS`.
+        lengths: Most tokens of a sample.
+        samples: For each length. The same facts are asked for at every length, wherever they fit.
+        output: The results: for every length each score's mean and 95 % interval, and every sample.
+        seed: Which set of samples.
+        paths: See `samples_of`.
+        on_step: Called as it goes.
+
+    Returns:
+        What is in `output` at the end, which holds other lengths too if it did before.
+
+    Raises:
+        UserError: No such task, no samples, a length that is too short, or an `output` that is something else, belongs
+            to another model, task, seed or text, or cannot be written.
+    """
+    if samples < 1 or not lengths:
+        raise UserError(f"an evaluation needs a length and at least one sample, not {samples} of {list(lengths)}")
+    makers = {tokens: samples_of(task, tokenizer, tokens, seed, paths) for tokens in lengths}
+    for make in makers.values():
+        make(0)  # A length that is too short is found out before the reading.
+    facts = {"model": model_name, "fingerprint": model.fingerprint(), "task": task, "seed": seed, "text": list(paths)}
+    ledger = _Samples(output, facts)
+    wanted = [(tokens, index) for tokens in lengths for index in range(samples)]
+    try:
+        for tokens, make in makers.items():
+            missing = [index for index in range(samples) if _key(tokens, index) not in ledger.results]
+            for start in range(0, len(missing), ROWS):
+                done = sum(_key(*one) in ledger.results for one in wanted)
+
+                def report(reading: Progress, tokens: int = tokens, done: int = done) -> None:
+                    if on_step is not None:
+                        on_step(SampleStep(done, len(wanted), tokens, reading))
+
+                for result in _answered(model, tokenizer, make, tokens, missing[start : start + ROWS], report):
+                    ledger.add(result)
+        if on_step is not None:
+            on_step(SampleStep(len(wanted), len(wanted), lengths[-1], None))
+    finally:
+        written = ledger.save()
+    return written
+
+
+def _answered(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    make: Maker,
+    tokens: int,
+    indices: Sequence[int],
+    on_progress: Callable[[Progress], None],
+) -> list[Result]:
+    """The results of some samples of one length, read side by side."""
+    asked = [make(index) for index in indices]
+    session = Session(model, tokenizer, rows=len(asked), piece=_PIECE)
+    session.read_rows([one.context for one in asked], on_progress=on_progress)
+    limit = max(one.max_tokens for one in asked)
+    answers = session.ask_each([one.question for one in asked], max_tokens=limit)
+    read = session.tokens
+    return [
+        _result(one, index, tokens, answer.text, length)
+        for one, index, answer, length in zip(asked, indices, answers, read, strict=True)
+    ]
+
+
+def _key(tokens: int, index: int) -> str:
+    return f"{tokens}/{index}"
+
+
+def _result(asked: Asked, index: int, tokens: int, answer: str, read: int) -> Result:
+    return {
+        "key": _key(tokens, index),
+        "tokens": tokens,
+        "index": index,
+        "context_tokens": read,
+        "depths": list(asked.depths),
+        "question": asked.question,
+        "expected": list(asked.references),
+        "answer": answer,
+        "scores": asked.score(answer),
+    }
+
+
+class _Samples(Ledger):
+    """The results of the samples of a task."""
+
+    what = "this task"
+
+    def taken_up(self, found: dict[str, Result]) -> dict[str, Result] | None:
+        """All of them; also those of lengths that are not asked for now."""
+        whole = all(
+            result["scores"] and key == _key(result["tokens"], result["index"]) for key, result in found.items()
+        )
+        return found if whole else None
+
+    def in_order(self) -> Sequence[Result]:
+        return sorted(self.results.values(), key=lambda result: (result["tokens"], result["index"]))
+
+    def summary(self, results: Sequence[Result]) -> dict[str, Any]:
+        lengths = sorted({result["tokens"] for result in results})
+        return {"lengths": [_summary(tokens, [r for r in results if r["tokens"] == tokens]) for tokens in lengths]}
+
+
+def _summary(tokens: int, results: Sequence[Result]) -> dict[str, Any]:
+    """Mean and interval of every score at one length, in percent."""
+    scores = {}
+    for name in results[0]["scores"]:
+        share = statistics.fmean(result["scores"][name] for result in results)
+        low, high = interval(share, len(results))
+        scores[name] = {"mean": round(100 * share, 2), "interval": [round(100 * low, 2), round(100 * high, 2)]}
+    return {"tokens": tokens, "samples": len(results), "scores": scores}
+
+
+def interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share that was counted over so many samples.
+
+    For samples that can be partly right it is too wide rather than too narrow.
+    """
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count)) / (1 + z * z / count)
+    return max(0.0, centre - half), min(1.0, centre + half)
