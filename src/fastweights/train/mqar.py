@@ -66,13 +66,7 @@ class MQARTask(Task):
         random = rng(seed, index)
         most = min(self.most_pairs, self.spec(length, self.least_pairs).room)
         spec = self.spec(length, int(random.integers(self.least_pairs, most + 1)))
-        ids, labels = make_mqar(random, batch_size, spec)
-        asked = labels != IGNORE
-        return Batch(
-            ids=torch.from_numpy(ids),
-            targets=torch.from_numpy(np.where(asked, labels, 0)),
-            weights=torch.from_numpy(asked.astype(np.float32)),
-        )
+        return Batch.from_labels(*make_mqar(random, batch_size, spec))
 
 
 @dataclass(frozen=True, kw_only=True)

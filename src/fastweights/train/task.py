@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastweights.errors import UserError
+from fastweights.tasks.associative_recall import IGNORE
 
 
 class TaskError(UserError):
@@ -78,6 +79,19 @@ class Batch:
             mask=None if mask is None else mask[:, :-1],
             answers=None if answer is None else answer[:, 1:],
             hints=None if hint is None else hint[:, 1:],
+        )
+
+    @classmethod
+    def from_labels(cls, ids: np.ndarray, labels: np.ndarray) -> Batch:
+        """Make a batch from ids and what is to be said at each of them, both int64 ``[B, T]``.
+
+        Labels are those of the tasks in symbols: `IGNORE` where nothing is asked.
+        """
+        asked = labels != IGNORE
+        return cls(
+            ids=torch.from_numpy(ids),
+            targets=torch.from_numpy(np.where(asked, labels, 0)),
+            weights=torch.from_numpy(asked.astype(np.float32)),
         )
 
     def piece(self, start: int, stop: int) -> Batch:
