@@ -2,6 +2,7 @@
 
     python benchmarks/recall_table.py [--presets titans,deltanet] [--tasks mqar,overwrite,outliers] [--seeds 1]
         [--minutes 3] [--jobs 1] [--out results/recall_table.json] [--render results/recall_table.md]
+        [--page docs/how_to_choose.md]
 
 A cell of the table is a preset, a task and a seed: a small model trained from nothing and then asked, as
 `fastweights.train.trial` says. Every cell runs in a process of its own and is written to the file as soon as it is
@@ -20,7 +21,7 @@ import json
 import signal
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +45,16 @@ from fastweights.train.trial import MINUTES, POINTS, STEPS, TASKS, run_trial, tr
 
 LEARNED = 0.5
 """Share of right answers on rows like those trained on from which a model has learned its task; chance is 1/256."""
+
+
+LEGEND = """\
+Right answers in percent; of several seeds: smallest / median / largest. Bold is what ties with the best of its column:
+it differs by no more than the spread over seeds, or than two standard errors of the answers counted. What has less than
+half right on rows like those trained on did not learn. †: cut off by the clock, or stopped early.
+"""
+
+BEGIN = "<!-- recall table: begin; rendered from results, never written by hand -->"
+END = "<!-- recall table: end -->"
 
 
 class Cell(NamedTuple):
@@ -132,21 +143,43 @@ def outcome(found: dict[str, Any]) -> str:
 
 
 def render(cells: Sequence[dict[str, Any]]) -> str:
-    """The tables in Markdown: for the usual heads, then for each size of memory asked for."""
-    parts = [
-        "Right answers in percent; of several seeds: smallest / median / largest. Bold is what ties with the best of "
-        "its column: it differs by no more than the spread over seeds, or than two standard errors of the answers "
-        "counted. What has less than half right on rows like those trained on did not learn. †: cut off by the clock, "
-        "or stopped early.\n"
-    ]
+    """All tables in Markdown: for the usual heads, then for each size of memory asked for."""
+    return "\n".join([LEGEND, *(part for parts in by_size(cells) for part in parts), *all_circumstances(cells)])
+
+
+def overview(cells: Sequence[dict[str, Any]]) -> str:
+    """The same without the tables of lengths and pairs."""
+    first = [part for title, mean, *_ in by_size(cells) for part in (title, mean) if part]
+    return "\n".join([LEGEND, *first, *all_circumstances(cells)])
+
+
+def by_size(cells: Sequence[dict[str, Any]]) -> Iterator[list[str]]:
+    """For every size of memory asked for: its title, its tables, and what could not be built."""
     for size in sorted({found["equal_state"] for found in cells}):
         same = [found for found in cells if found["equal_state"] == size]
         refused = {found["preset"]: found["refused"] for found in same if "refused" in found}
-        parts += [f"## With a memory of {size:,} bytes\n"] if size else []
-        parts += tables([found for found in same if "refused" not in found])
-        parts += [f"`{preset}` could not be built: {reason}.\n" for preset, reason in refused.items()]
-    parts += all_circumstances(cells)
-    return "\n".join(parts)
+        yield [
+            f"## With a memory of {size:,} bytes\n" if size else "",
+            *tables([found for found in same if "refused" not in found]),
+            *(f"`{preset}` could not be built: {reason}.\n" for preset, reason in refused.items()),
+        ]
+
+
+def into_page(path: Path, table: str) -> None:
+    """Put a table between the two comments of a page, in place of what stands there.
+
+    Raises:
+        UserError: the page cannot be read, or has no such comments.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read the page '{path}': {(error.strerror or str(error)).lower()}") from error
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not end:
+        raise UserError(f"the page '{path}' has no place for the table: it needs the lines '{BEGIN}' and '{END}'")
+    write_file(path, f"{before}{begin}\n\n{table}\n{end}{after}".encode())
 
 
 def tables(cells: Sequence[dict[str, Any]]) -> list[str]:
@@ -192,6 +225,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=STEPS, help="of training")
     parser.add_argument("--minutes", type=float, default=MINUTES, help="of training, at most")
     parser.add_argument("--equal-state", type=int, nargs="+", default=[0], help="bytes of memory; 0: the usual heads")
+    parser.add_argument("--page", type=Path, help="a page of the docs that holds the means between two comments")
     return arguments_of(parser, "results/recall_table.json", Cell._fields)
 
 
@@ -216,6 +250,8 @@ def main() -> int:
     crashed = measure_all(results, missing, [__file__, *given], outcome, tell, arguments)
     if arguments.render:
         write_file(arguments.render, render(list(results.cells.values())).encode())
+    if arguments.page:
+        into_page(arguments.page, overview(list(results.cells.values())))
     return crashed
 
 

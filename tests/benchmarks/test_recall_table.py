@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.recall_table import Cell, Results, render, rule_of
+from benchmarks.recall_table import BEGIN, END, Cell, Results, into_page, overview, render, rule_of
 
 from fastweights.errors import UserError
 from fastweights.train.trial import trial_settings
@@ -146,3 +146,35 @@ def test_each_size_of_memory_has_tables_of_its_own() -> None:
     assert "`deltanet`" not in usual
     assert "`titans`" not in equal
     assert equal.index("`deltanet`") < equal.index("`mine`")
+
+
+def test_the_overview_has_the_means_of_every_size_and_nothing_by_length() -> None:
+    found = [made("titans"), made("deltanet", equal_state=50_000)]
+    assert "64x4 | 128x8" in render(found)
+    assert "64x4 | 128x8" not in overview(found)
+    assert [line.split("`")[1] for line in overview(found).splitlines() if line.startswith("| `")] == [
+        "titans",
+        "deltanet",
+    ]
+    assert "## With a memory of 50,000 bytes" in overview(found)
+
+
+def test_a_page_holds_the_newest_table_and_loses_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"above\n{BEGIN}\nold\n{END}\nbelow\n", encoding="utf-8")
+    into_page(page, "new\n")
+    into_page(page, "newer\n")
+    assert page.read_text(encoding="utf-8") == f"above\n{BEGIN}\n\nnewer\n\n{END}\nbelow\n"
+    page.write_text("no place", encoding="utf-8")
+    with pytest.raises(UserError, match="has no place for the table"):
+        into_page(page, "new\n")
+    assert page.read_text(encoding="utf-8") == "no place"
+    with pytest.raises(UserError, match="cannot read the page"):
+        into_page(tmp_path / "absent.md", "new\n")
+
+
+def test_the_documentation_shows_what_the_results_hold() -> None:
+    root = SCRIPT.parents[1]
+    kept = json.loads((root / "results" / "recall_table.json").read_text(encoding="utf-8"))["cells"]
+    page = (root / "docs" / "how_to_choose.md").read_text(encoding="utf-8")
+    assert page.partition(BEGIN)[2].partition(END)[0].strip() == overview(kept).strip()

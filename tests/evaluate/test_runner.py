@@ -89,12 +89,14 @@ def test_a_sample_is_read_up_to_its_question(knowing: type[Knowing], tmp_path: P
 
 def test_more_lengths_and_samples_are_added_to_what_is_there(knowing: type[Knowing], tmp_path: Path) -> None:
     out = tmp_path / "out.json"
-    first = evaluate("vt", out, (1024,), 2)
+    first = evaluate("vt", out, (1024,), 2, command="one")
     assert len(knowing.heard) == 2
-    both = evaluate("vt", out, (1024, 2048), 3)
+    both = evaluate("vt", out, (1024, 2048), 3, command="two")
     assert len(knowing.heard) == 2 + 1 + 3
     assert [result for result in both["results"] if result["key"] in ("1024/0", "1024/1")] == first["results"]
-    again = evaluate("vt", out, (2048,), 1)
+    assert [run["command"] for run in both["runs"]] == ["one", "two"]
+    assert {"date", "machine", "versions"} <= both["runs"][0].keys()
+    again = evaluate("vt", out, (2048,), 1, command="nothing is missing")
     assert (len(knowing.heard), again) == (6, both)
     assert json.loads(out.read_text(encoding="utf-8")) == both
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -159,6 +161,7 @@ def task(
             json,
             seed=seed,
             paths=text,
+            command=shlex.join(["fastweights", *sys.argv[1:]]),
             on_step=lambda step: _show_sample(meter, step),
         )
     rows = [

@@ -232,8 +232,9 @@ class _Cases(Ledger):
         """Right answers so far."""
         return sum(result["right"] for result in self.results.values())
 
-    def taken_up(self, found: dict[str, Result]) -> dict[str, Result] | None:
+    def taken_up(self, found: dict[str, Result], content: dict[str, Any]) -> dict[str, Result] | None:
         """Results of cases that are asked; there must be none of other cases, but of the same ones at another date."""
+        del content
         known = {key: result for key, result in found.items() if isinstance(result["right"], bool)}
         lines, here = ({key.split()[0] for key in keys} for keys in (known, self.keys))
         if not lines <= here:

@@ -50,8 +50,8 @@ class Ledger(ABC):
             self.save()
 
     @abstractmethod
-    def taken_up(self, found: dict[str, Result]) -> dict[str, Result] | None:
-        """Which of the results in a file count, by key; None if the file holds something else."""
+    def taken_up(self, found: dict[str, Result], content: dict[str, Any]) -> dict[str, Result] | None:
+        """Which of the results in a file count, by key; None if it holds something else. ``content`` is all of it."""
 
     @abstractmethod
     def in_order(self) -> Sequence[Result]:
@@ -84,7 +84,7 @@ class Ledger(ABC):
         try:
             found = json.loads(self.path.read_bytes())
             results = {result["key"]: result for result in found["results"]}
-            mine = self.taken_up(results) if found["format"] == FORMAT else None
+            mine = self.taken_up(results, found) if found["format"] == FORMAT else None
         except OSError as error:
             raise UserError(f"cannot read '{self.path}': {(error.strerror or str(error)).lower()}") from error
         except (ValueError, KeyError, TypeError) as error:

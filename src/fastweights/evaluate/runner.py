@@ -8,8 +8,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from fastweights.data.tokenizer import Tokenizer
 from fastweights.errors import UserError
+from fastweights.evaluate.cells import circumstances
 from fastweights.evaluate.ledger import Ledger, Result
 from fastweights.evaluate.text_tasks import Asked, Maker, samples_of
 from fastweights.inference.session import Progress, Session
@@ -48,6 +51,7 @@ def evaluate_task(
     *,
     seed: int = 42,
     paths: Sequence[str] = (),
+    command: str = "",
     on_step: Callable[[SampleStep], None] | None = None,
 ) -> dict[str, Any]:
     """Measure a model on samples of a task and write the results; those that are in `output` already are kept.
@@ -64,6 +68,7 @@ def evaluate_task(
         output: The results: for every length each score's mean and 95 % interval, and every sample.
         seed: Which set of samples.
         paths: See `samples_of`.
+        command: What was typed; kept with date, machine and versions of every run that added samples.
         on_step: Called as it goes.
 
     Returns:
@@ -79,7 +84,8 @@ def evaluate_task(
     for make in makers.values():
         make(0)  # A length that is too short is found out before the reading.
     facts = {"model": model_name, "fingerprint": model.fingerprint(), "task": task, "seed": seed, "text": list(paths)}
-    ledger = _Samples(output, facts)
+    run = {"command": command} | circumstances(str(next(model.parameters()).device), torch.get_num_threads())
+    ledger = _Samples(output, facts, run)
     wanted = [(tokens, index) for tokens in lengths for index in range(samples)]
     try:
         for tokens, make in makers.items():
@@ -144,8 +150,20 @@ class _Samples(Ledger):
 
     what = "this task"
 
-    def taken_up(self, found: dict[str, Result]) -> dict[str, Result] | None:
+    def __init__(self, path: Path, facts: dict[str, Any], run: dict[str, Any]) -> None:
+        self.runs: list[dict[str, Any]] = []
+        super().__init__(path, facts)
+        self.run = run
+
+    def add(self, result: Result) -> None:
+        """Take up a result, and the run that it is from."""
+        if self.run not in self.runs:
+            self.runs.append(self.run)
+        super().add(result)
+
+    def taken_up(self, found: dict[str, Result], content: dict[str, Any]) -> dict[str, Result] | None:
         """All of them; also those of lengths that are not asked for now."""
+        self.runs = list(content["runs"])
         whole = all(
             result["scores"] and key == _key(result["tokens"], result["index"]) for key, result in found.items()
         )
@@ -156,7 +174,8 @@ class _Samples(Ledger):
 
     def summary(self, results: Sequence[Result]) -> dict[str, Any]:
         lengths = sorted({result["tokens"] for result in results})
-        return {"lengths": [_summary(tokens, [r for r in results if r["tokens"] == tokens]) for tokens in lengths]}
+        measured = [_summary(tokens, [r for r in results if r["tokens"] == tokens]) for tokens in lengths]
+        return {"runs": self.runs, "lengths": measured}
 
 
 def _summary(tokens: int, results: Sequence[Result]) -> dict[str, Any]:
