@@ -172,6 +172,8 @@ def measure_all(
                     process = running.pop(cell)
                     out, _ = process.communicate()
                     done += 1
+                    if process.returncode and stop.asked:
+                        raise KeyboardInterrupt  # Ctrl-C reaches every process: this one was ended by it too.
                     if process.returncode:
                         crashed += 1
                         said = f"its process ended with status {process.returncode}"
