@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastweights.errors import UserError
-from fastweights.tasks.associative_recall import IGNORE, MQARBatch, MQARSpec, accuracy, disputed, make_mqar
+from fastweights.tasks.associative_recall import MQARSpec, disputed, make_mqar
+from fastweights.tasks.labelled import IGNORE, Labelled, accuracy
 
 
 @given(
@@ -142,7 +143,7 @@ def test_query_places_are_drawn_as_numpy_draws_them() -> None:
 
 
 def test_equal_generators_give_equal_rows() -> None:
-    def batch(seed: int) -> MQARBatch:
+    def batch(seed: int) -> Labelled:
         return make_mqar(np.random.default_rng(seed), 2, MQARSpec())
 
     assert batch(1).ids.tolist() == batch(1).ids.tolist() != batch(2).ids.tolist()

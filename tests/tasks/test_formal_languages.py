@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from fastweights.errors import UserError
-from fastweights.tasks.associative_recall import IGNORE, accuracy
-from fastweights.tasks.formal_languages import BINS, Language, LanguageBatch, LanguageSpec, make_language, rows_right
+from fastweights.tasks.formal_languages import BINS, Language, LanguageSpec, make_language, rows_right
+from fastweights.tasks.labelled import IGNORE, Labelled, accuracy
 
 LANGUAGES: tuple[Language, ...] = get_args(Language)
 SYMBOLS: dict[Language, str] = {
@@ -199,7 +199,7 @@ def test_rows_stay_what_they_were(language: Language, digest: str) -> None:
 
 
 def test_equal_generators_give_equal_rows() -> None:
-    def batch(seed: int) -> LanguageBatch:
+    def batch(seed: int) -> Labelled:
         return make_language(np.random.default_rng(seed), 2, LanguageSpec("shuffle2"))
 
     assert batch(1).ids.tolist() == batch(1).ids.tolist() != batch(2).ids.tolist()

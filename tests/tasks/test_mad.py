@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastweights.errors import UserError
-from fastweights.tasks.associative_recall import IGNORE, accuracy
+from fastweights.tasks.labelled import IGNORE, accuracy
 from fastweights.tasks.mad import (
     BASELINES,
     CompressionSpec,

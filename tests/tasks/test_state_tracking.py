@@ -14,13 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastweights.errors import UserError
-from fastweights.tasks.associative_recall import IGNORE, accuracy
+from fastweights.tasks.labelled import IGNORE, Labelled, accuracy
 from fastweights.tasks.state_tracking import (
     SYMBOLS,
     ArithmeticSpec,
     Group,
     ParitySpec,
-    StateBatch,
     WordProblemSpec,
     group_table,
     make_arithmetic,
@@ -68,7 +67,7 @@ def times(group: Group, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ..
     return tuple(b[a[i]] for i in range(len(a)))
 
 
-def words(batch: StateBatch) -> list[tuple[str, int]]:
+def words(batch: Labelled) -> list[tuple[str, int]]:
     """Expressions as text and the digits asked, having checked that each is asked once, at its only `=`."""
     found = []
     for row, label in zip(batch.ids.tolist(), batch.labels.tolist(), strict=True):
@@ -254,7 +253,7 @@ def test_digits_operators_and_values_are_spread_and_guessing_is_chance(brackets:
     ],
     ids=["S5", "A4xZ5", "parity", "parity-last", "arithmetic", "brackets"],
 )
-def test_rows_stay_what_they_were(batch: StateBatch, digest: str) -> None:
+def test_rows_stay_what_they_were(batch: Labelled, digest: str) -> None:
     """Results of different versions may only be compared if they were asked the same."""
     assert hashlib.sha256(batch.ids.tobytes() + batch.labels.tobytes()).hexdigest()[:16] == digest
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastweights.errors import UserError
-from fastweights.tasks.associative_recall import IGNORE
+from fastweights.tasks.labelled import IGNORE
 from fastweights.train.mqar import DisputedTask, MQARTask
 
 TASKS = [MQARTask(), MQARTask(rewrites=True), MQARTask(repeats=3, outliers=0.1, random_fillers=True)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastweights.errors import UserError
-from fastweights.tasks.associative_recall import IGNORE
+from fastweights.tasks.labelled import IGNORE
 from fastweights.tasks.state_tracking import group_table
 from fastweights.train.state_tracking import ArithmeticTask, LanguageTask, ParityTask, WordProblemTask
 from fastweights.train.task import Batch, Task

@@ -16,15 +16,12 @@ Shapes: B rows, L tokens, D pairs, R writings of each key.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastweights.errors import UserError
-
-IGNORE = -100
-"""Label of positions where nothing is asked."""
+from fastweights.tasks.labelled import IGNORE, Labelled
 
 
 @dataclass(frozen=True)
@@ -94,19 +91,7 @@ class MQARSpec:
         return self.length // (2 * (self.values * self.repeats + 1))
 
 
-class MQARBatch(NamedTuple):
-    """Rows of tokens and what is asked of them.
-
-    Attributes:
-        ids: int64 `[B, L]`.
-        labels: int64 `[B, L]`: at a query's position the value to predict there, `IGNORE` elsewhere; D of them a row.
-    """
-
-    ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
-
-
-def make_mqar(rng: np.random.Generator, rows: int, spec: MQARSpec) -> MQARBatch:
+def make_mqar(rng: np.random.Generator, rows: int, spec: MQARSpec) -> Labelled:
     """Draw `rows` rows.
 
     Args:
@@ -140,10 +125,10 @@ def make_mqar(rng: np.random.Generator, rows: int, spec: MQARSpec) -> MQARBatch:
     np.put_along_axis(labels, places, answers, 1)
     if spec.random_fillers:
         ids = np.where(ids == 0, rng.integers(spec.vocab_size, size=ids.shape), ids)
-    return MQARBatch(ids, labels)
+    return Labelled(ids, labels)
 
 
-def disputed(batch: MQARBatch, spec: MQARSpec) -> NDArray[np.bool_]:
+def disputed(batch: Labelled, spec: MQARSpec) -> NDArray[np.bool_]:
     """The questions about values that some writing got wrong: bool `[B, L]`.
 
     A memory that believes the last writing is right on all others, and on those wherever the last writing is.
@@ -160,12 +145,6 @@ def disputed(batch: MQARBatch, spec: MQARSpec) -> NDArray[np.bool_]:
     found = np.zeros(batch.labels.shape, np.bool_)
     found[rows, places] = (same & wrong).any(1)
     return found
-
-
-def accuracy(predictions: NDArray[np.integer], labels: NDArray[np.integer]) -> float:
-    """Return the share of labelled positions that are predicted right: 0.0 to 1.0."""
-    asked = labels != IGNORE
-    return float((predictions[asked] == labels[asked]).mean())
 
 
 def _distinct(

@@ -45,13 +45,13 @@ Shapes: B rows, L tokens.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastweights.errors import UserError
-from fastweights.tasks.associative_recall import IGNORE
+from fastweights.tasks.labelled import IGNORE, Labelled
 
 Language = Literal["parity", "aa", "abab", "anbn", "anbncn", "shuffle2"]
 
@@ -60,18 +60,6 @@ BINS = ((2, 50), (51, 100))
 
 _STEP: dict[Language, int] = {"parity": 1, "aa": 2, "abab": 4, "anbn": 2, "anbncn": 3, "shuffle2": 2}
 _SYMBOLS: dict[Language, int] = {"parity": 2, "aa": 1, "abab": 2, "anbn": 2, "anbncn": 3, "shuffle2": 4}
-
-
-class LanguageBatch(NamedTuple):
-    """Words and the class of each of their prefixes.
-
-    Attributes:
-        ids: int64 `[B, L]`, padded with 0 at the right.
-        labels: int64 `[B, L]`: at every symbol the class of the prefix that it ends, `IGNORE` at padding.
-    """
-
-    ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -117,7 +105,7 @@ class LanguageSpec:
         return 2 if self.language in ("parity", "aa", "abab") else 2 ** (_SYMBOLS[self.language] + 1)
 
 
-def make_language(rng: np.random.Generator, rows: int, spec: LanguageSpec) -> LanguageBatch:
+def make_language(rng: np.random.Generator, rows: int, spec: LanguageSpec) -> Labelled:
     """Draw `rows` words.
 
     Args:
@@ -136,7 +124,7 @@ def make_language(rng: np.random.Generator, rows: int, spec: LanguageSpec) -> La
     else:
         ids, labels = 1 + places % _SYMBOLS[spec.language], (places + 1) % _STEP[spec.language] == 0
     real = places < sizes
-    return LanguageBatch(np.where(real, ids, 0), np.where(real, labels, IGNORE))
+    return Labelled(np.where(real, ids, 0), np.where(real, labels, IGNORE))
 
 
 def rows_right(predictions: NDArray[np.integer], labels: NDArray[np.integer]) -> NDArray[np.bool_]:

@@ -45,13 +45,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastweights.errors import UserError
-from fastweights.tasks.associative_recall import IGNORE
+from fastweights.tasks.labelled import IGNORE, Labelled
 
 Phase = Literal["train", "test"]
 """Recall is trained to predict every next token and tested where the answer is known: `labels` differ."""
@@ -61,18 +61,6 @@ def _require_phase(phase: str) -> None:
     """Refuse what is neither training nor test."""
     if phase not in get_args(Phase):
         raise UserError(f"phase must be train or test, not {phase}.")
-
-
-class MADBatch(NamedTuple):
-    """Rows of tokens and what is asked of them.
-
-    Attributes:
-        ids: int64 `[B, L]`.
-        labels: int64 `[B, L]`: the answer at every position that is asked, `IGNORE` elsewhere.
-    """
-
-    ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -249,7 +237,7 @@ BASELINES: dict[str, MADSpec] = {
 """The published settings by the published names, in their test phase."""
 
 
-def make_mad(rng: np.random.Generator, rows: int, spec: MADSpec) -> MADBatch:
+def make_mad(rng: np.random.Generator, rows: int, spec: MADSpec) -> Labelled:
     """Draw `rows` rows of the task that the kind of `spec` stands for.
 
     Args:
@@ -267,11 +255,11 @@ def make_mad(rng: np.random.Generator, rows: int, spec: MADSpec) -> MADBatch:
         case CompressionSpec():
             tokens = rng.integers(spec.vocab_size - 1, size=(rows, spec.length))
             tokens[:, -1] = spec.vocab_size - 1
-            return MADBatch(tokens, tokens.copy())
+            return Labelled(tokens, tokens.copy())
         case MemorizationSpec():
             values = memorized(spec)
             keys = rng.integers(len(values), size=(rows, spec.length // 2))
-            return MADBatch(_pairs(keys, spec.vocab_size - 1), _pairs(np.full_like(keys, IGNORE), values[keys]))
+            return Labelled(_pairs(keys, spec.vocab_size - 1), _pairs(np.full_like(keys, IGNORE), values[keys]))
 
 
 @cache
@@ -283,7 +271,7 @@ def memorized(spec: MemorizationSpec) -> NDArray[np.int64]:
     return values
 
 
-def _recall(rng: np.random.Generator, rows: int, spec: RecallSpec) -> MADBatch:
+def _recall(rng: np.random.Generator, rows: int, spec: RecallSpec) -> Labelled:
     """Draw pairs, put noise in place of some, and ask for the values of keys that return."""
     pairs = spec.length // 2
     value_of = spec.keys + rng.integers(spec.keys, size=(rows, spec.keys))
@@ -303,12 +291,12 @@ def _recall(rng: np.random.Generator, rows: int, spec: RecallSpec) -> MADBatch:
         drawn = 2 * spec.keys + rng.integers(spec.noise_tokens, size=ids.shape)
         ids = np.where(np.repeat(noisy, 2, axis=1), drawn, ids)
     if spec.phase == "train":
-        return MADBatch(ids, _next_tokens(ids))
+        return Labelled(ids, _next_tokens(ids))
     returns = ~noisy & (np.take_along_axis(first, keys, 1) < np.arange(pairs))
-    return MADBatch(ids, _pairs(np.where(returns, values, IGNORE), IGNORE))
+    return Labelled(ids, _pairs(np.where(returns, values, IGNORE), IGNORE))
 
 
-def _fuzzy_recall(rng: np.random.Generator, rows: int, spec: FuzzyRecallSpec) -> MADBatch:
+def _fuzzy_recall(rng: np.random.Generator, rows: int, spec: FuzzyRecallSpec) -> Labelled:
     """Draw keys and values of several tokens and write as many pairs as fit, row by row."""
     padding = spec.vocab_size - 1
     ids = np.full((rows, spec.length), padding, np.int64)
@@ -323,7 +311,7 @@ def _fuzzy_recall(rng: np.random.Generator, rows: int, spec: FuzzyRecallSpec) ->
         labels[row, -len(tokens) :] = answers
     if spec.phase == "train":
         labels = np.where(_next_tokens(ids) == padding, IGNORE, _next_tokens(ids))
-    return MADBatch(ids, labels)
+    return Labelled(ids, labels)
 
 
 def _fuzzy_row(
@@ -345,7 +333,7 @@ def _fuzzy_row(
     return tokens, answers
 
 
-def _copying(rng: np.random.Generator, rows: int, spec: CopyingSpec) -> MADBatch:
+def _copying(rng: np.random.Generator, rows: int, spec: CopyingSpec) -> Labelled:
     """Draw tokens and how many blanks stand in front of each."""
     copies = spec.copies
     tokens = rng.integers(spec.vocab_size - 2, size=(rows, copies))
@@ -356,7 +344,7 @@ def _copying(rng: np.random.Generator, rows: int, spec: CopyingSpec) -> MADBatch
     ids[:, -copies - 1] = spec.vocab_size - 1
     labels = np.full_like(ids, IGNORE)
     labels[:, -copies:] = tokens
-    return MADBatch(ids, labels)
+    return Labelled(ids, labels)
 
 
 def _motifs(

@@ -46,13 +46,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cache
 from itertools import combinations, permutations
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastweights.errors import UserError
-from fastweights.tasks.associative_recall import IGNORE
+from fastweights.tasks.labelled import IGNORE, Labelled
 
 Group = Literal["S3", "S4", "A5", "S5", "Z60", "A4xZ5"]
 """Of order 6, 24, 60, 120, 60, 60. A5 and S5 are not solvable."""
@@ -62,18 +62,6 @@ SYMBOLS = " +-*=01234()"
 
 _PLUS, _MINUS, _TIMES, _EQUALS, _ZERO, _OPEN, _CLOSE = (SYMBOLS.index(symbol) for symbol in "+-*=0()")
 _MODULUS = 5
-
-
-class StateBatch(NamedTuple):
-    """Rows of tokens and what is asked of them.
-
-    Attributes:
-        ids: int64 `[B, L]`, padded at the right.
-        labels: int64 `[B, L]`: the answer at every position that is asked, `IGNORE` elsewhere.
-    """
-
-    ids: NDArray[np.int64]
-    labels: NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -157,7 +145,7 @@ class ArithmeticSpec:
         return len(SYMBOLS) if self.brackets else SYMBOLS.index("(")
 
 
-def make_word_problem(rng: np.random.Generator, rows: int, spec: WordProblemSpec) -> StateBatch:
+def make_word_problem(rng: np.random.Generator, rows: int, spec: WordProblemSpec) -> Labelled:
     """Draw `rows` words and their running products.
 
     Args:
@@ -172,26 +160,26 @@ def make_word_problem(rng: np.random.Generator, rows: int, spec: WordProblemSpec
     for place in range(spec.length):
         product = table[product, ids[:, place]]
         labels[:, place] = product
-    return StateBatch(ids, labels)
+    return Labelled(ids, labels)
 
 
-def make_parity(rng: np.random.Generator, rows: int, spec: ParitySpec) -> StateBatch:
+def make_parity(rng: np.random.Generator, rows: int, spec: ParitySpec) -> Labelled:
     """Draw `rows` rows of even bits and their parities; the arguments are those of `make_word_problem`."""
     sizes = rng.integers(spec.shortest, spec.length + 1, size=(rows, 1))
     bits = rng.integers(2, size=(rows, spec.length))
     places = np.arange(spec.length)
     asked = places < sizes if spec.asked == "every" else places == sizes - 1
     ids = np.where(places < sizes, 1 + bits, 0)
-    return StateBatch(ids, np.where(asked, 1 + bits.cumsum(1) % 2, IGNORE))
+    return Labelled(ids, np.where(asked, 1 + bits.cumsum(1) % 2, IGNORE))
 
 
-def make_arithmetic(rng: np.random.Generator, rows: int, spec: ArithmeticSpec) -> StateBatch:
+def make_arithmetic(rng: np.random.Generator, rows: int, spec: ArithmeticSpec) -> Labelled:
     """Draw `rows` expressions and their values; the arguments are those of `make_word_problem`."""
     sizes = rng.integers(spec.shortest, spec.length + 1, size=rows) - 1
     ids = _expressions(rng, sizes, spec)
     answers = _ZERO + _values(ids)
     ids[np.arange(rows), sizes] = _EQUALS
-    return StateBatch(ids, np.where(ids == _EQUALS, answers[:, None], IGNORE))
+    return Labelled(ids, np.where(ids == _EQUALS, answers[:, None], IGNORE))
 
 
 def scaled_accuracy(accuracy: float, classes: int) -> float:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from fastweights.errors import UserError
-from fastweights.tasks.associative_recall import IGNORE, MQARBatch, MQARSpec, disputed, make_mqar
+from fastweights.tasks.associative_recall import MQARSpec, disputed, make_mqar
+from fastweights.tasks.labelled import IGNORE, Labelled
 from fastweights.train.task import Batch, Task, rng
 
 
@@ -77,5 +78,5 @@ class DisputedTask(MQARTask):
         only = replace(self, most_pairs=self.least_pairs)
         whole = MQARTask.batch(only, seed, index, batch_size, length)
         labels = np.where(whole.weights.numpy() > 0, whole.targets.numpy(), IGNORE)
-        asked = disputed(MQARBatch(whole.ids.numpy(), labels), self.spec(length, self.least_pairs))
+        asked = disputed(Labelled(whole.ids.numpy(), labels), self.spec(length, self.least_pairs))
         return replace(whole, weights=torch.from_numpy(asked.astype(np.float32)))

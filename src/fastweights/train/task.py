@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastweights.errors import UserError
-from fastweights.tasks.associative_recall import IGNORE
+from fastweights.tasks.labelled import IGNORE
 
 
 class TaskError(UserError):
