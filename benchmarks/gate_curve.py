@@ -1,13 +1,13 @@
 """Recall against the length of the document, for gates that cannot shut, gates that can, and a price on opening them.
 
     python benchmarks/gate_curve.py [--memories matrix,mlp] [--gates plain,hard,priced] [--facts kept,changing]
-        [--lengths 2048 ... 2097152] [--seeds 1] [--out results/gate_curve.json] [--runs runs/gate_curve]
+        [--lengths 2048 ... 2097152] [--seeds 1] [--jobs 1] [--out results/gate_curve.json] [--runs runs/gate_curve]
         [--render results/gate_curve.md]
 
 Six small models, a matrix and an MLP memory with each kind of gates, are trained on pairs hidden in noise, all with the
 same curriculum of rows of at most 2,048 tokens. Then they read streams of up to two million tokens in pieces, the
-memory carried from one to the next. Facts that are `kept` stand once in a stream; of those that are `changing` half are
-given another value further on, and the last one is asked for.
+memory carried from one to the next. Facts that are `kept` stand once in a stream; of those that are `changing` half get
+another value further on, and the last one is asked for. Who has forgotten all is not asked at greater lengths.
 
 A cell is a training (0 tokens) or a length. Every cell runs in a process of its own and is written to the file as soon
 as it is done; what stands there for the same rule and the same weights is not measured again. A training saves every
@@ -20,9 +20,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import signal
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +32,7 @@ from fastweights.errors import UserError
 from fastweights.evaluate.cells import (
     CellFile,
     all_circumstances,
+    answer,
     arguments_of,
     chosen,
     circumstances,
@@ -86,6 +85,9 @@ CURRICULUM = ((300, 64, 32), (200, 256, 8), (200, 512, 8), (300, 1024, 4), (800,
 """(steps, length, rows): short rows that ask much of their few tokens first."""
 
 OPTIMISER = OptimiserConfig(lr=3e-3, weight_decay=0.01, warmup_steps=50)
+
+FORGOTTEN = 0.1
+"""Share of right answers up to which a memory has forgotten; a guess is right in 1 of 32."""
 
 GATE_TITLES = (
     "tokens",
@@ -175,7 +177,7 @@ def measure(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
 def trained(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train the model, or go on training it."""
     config, folder = training_config(cell, arguments), folder_of(cell, arguments)
-    line, perhaps = ProgressLine(), now_and_then(tell)
+    line, perhaps = ProgressLine(), now_and_then()
 
     def on_step(record: StepRecord) -> None:
         perhaps(f"  {cell}: {line.text(record)}")
@@ -205,7 +207,7 @@ def read(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     task = replace(FACTS[cell.facts], queries=FACTS[cell.facts].pairs, once=True)
     batch = task.batch(_TEST_SEED + cell.seed, 0, streams, cell.tokens)
     changed = task.changed(batch)[batch.weights > 0]
-    perhaps, device = now_and_then(tell), next(model.parameters()).device
+    perhaps, device = now_and_then(), next(model.parameters()).device
     rows = read_rows(model, batch.to(device), on_piece=lambda length: perhaps(f"  {cell}: {length:,} read"))
     right = rows.right.cpu()
     return {
@@ -240,27 +242,35 @@ class Results(CellFile):
             return False  # There is no model to ask.
         return found is None or found["fingerprint"] != training["fingerprint"]
 
+    def forgotten(self, cell: Cell, most: float) -> bool:
+        """Whether the model of a cell has given a share of at most ``most`` right answers on a shorter stream."""
+        lengths = [one for one in self.cells if one[:-1] == cell[:-1] and 0 < one[-1] < cell.tokens]
+        return any(recalled(self.cells[one]) <= most for one in lengths if not self.lacks(Cell(*one)))
+
+
+def recalled(found: dict[str, Any]) -> float:
+    """The share of right answers of a cell, whatever the kind."""
+    return sum(found["right"].values()) / sum(found["asked"].values())
+
 
 def measure_missing(wanted: Sequence[Cell], arguments: argparse.Namespace, results: Results) -> int:
-    """Train what lengths are missing for, then measure those; returns how many processes crashed."""
+    """Train what lengths are missing for, then measure those, the short ones first; returns how many crashed."""
     names = ("effort", "runs", "streams", "least", "budget")
     given = [f"--{name}={getattr(arguments, name)}" for name in names]
 
     def measured(cells: Sequence[Cell]) -> int:
-        return measure_all(results, cells, [__file__, *given], outcome, tell, arguments)
+        return measure_all(results, cells, [__file__, *given], outcome, arguments)
 
     def ready(cell: Cell) -> bool:
         return not results.lacks(cell.training) and (folder_of(cell, arguments) / FINISHED).is_dir()
 
     trainings = dict.fromkeys(cell.training for cell in wanted if results.lacks(cell))
     crashed = measured([cell for cell in trainings if not ready(cell)])
-    # Where a training crashed there is no model to ask.
-    return crashed + measured([cell for cell in wanted if results.lacks(cell) and ready(cell)])
-
-
-def tell(line: str) -> None:
-    """Say how it goes."""
-    print(line, file=sys.stderr)
+    for tokens in sorted({cell.tokens for cell in wanted}):
+        # Where a training crashed there is no model to ask.
+        here = [cell for cell in wanted if cell.tokens == tokens and results.lacks(cell) and ready(cell)]
+        crashed += measured([cell for cell in here if not results.forgotten(cell, arguments.forgotten)])
+    return crashed
 
 
 def outcome(found: dict[str, Any]) -> str:
@@ -358,6 +368,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--effort", type=float, default=1.0, help="times the steps of training")
     parser.add_argument("--streams", type=int, default=32, help="of a length, at most")
     parser.add_argument("--least", type=int, default=4, help="streams of a length")
+    parser.add_argument("--forgotten", type=float, default=FORGOTTEN, help="share of answers that is as good as none")
     parser.add_argument("--budget", type=int, default=2**21, help="tokens of a length; fewer streams where needed")
     return arguments_of(parser, "results/gate_curve.json", Cell._fields)
 
@@ -366,10 +377,8 @@ def main() -> int:
     """Measure what is missing, write each cell as it comes, and draw the tables and the curves."""
     arguments = parsed()
     if arguments.cell:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one.
         memory, gates, facts, seed, tokens = arguments.cell
-        print(json.dumps(measure(Cell(memory, gates, facts, int(seed), int(tokens)), arguments)))
-        return 0
+        return answer(lambda: measure(Cell(memory, gates, facts, int(seed), int(tokens)), arguments))
     results = Results(arguments.out, arguments.effort)
     wanted = [
         Cell(memory, gates, facts, seed, tokens)

@@ -23,9 +23,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import statistics
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +38,7 @@ from fastweights.errors import UserError
 from fastweights.evaluate.cells import (
     CellFile,
     all_circumstances,
+    answer,
     arguments_of,
     chosen,
     circumstances,
@@ -188,7 +187,7 @@ def measure(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     """One cell, in this process."""
     device, threads, steps = arguments.device, arguments.threads, arguments.steps
     found = cell._asdict() | {"minutes": arguments.minutes, "limit": steps} | circumstances(device, threads)
-    perhaps = now_and_then(tell)
+    perhaps = now_and_then()
 
     def on_step(record: StepRecord) -> None:
         perhaps(f"  {cell}: step {record.step} of at most {record.steps}, loss {record.loss:.2f}")
@@ -199,11 +198,6 @@ def measure(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     except UserError as error:
         return found | {"refused": str(error)}
     return found | {"model": description(model)} | run_learning(config, arguments.minutes, on_step)._asdict()
-
-
-def tell(line: str) -> None:
-    """Say how it goes."""
-    print(line, file=sys.stderr)
 
 
 def description(model: ModelConfig) -> Any:
@@ -338,14 +332,12 @@ def main() -> int:
     """Measure what is missing, write each cell as it comes, and draw the table and the curves."""
     arguments = parsed()
     if arguments.cell:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one.
         contender, task, length, seed = arguments.cell
-        print(json.dumps(measure(Cell(contender, task, int(length), int(seed)), arguments)))
-        return 0
+        return answer(lambda: measure(Cell(contender, task, int(length), int(seed)), arguments))
     results = Results(arguments.out)
     given = [f"--{name}={getattr(arguments, name)}" for name in ("steps", "minutes")]
     missing = [cell for cell in wanted(arguments) if results.lacks(cell, arguments.steps, arguments.minutes)]
-    crashed = measure_all(results, missing, [__file__, *given], outcome, tell, arguments)
+    crashed = measure_all(results, missing, [__file__, *given], outcome, arguments)
     if arguments.render:
         write_file(arguments.render, render(list(results.cells.values())).encode())
         if can_draw():

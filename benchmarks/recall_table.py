@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import statistics
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +29,7 @@ from fastweights.errors import UserError
 from fastweights.evaluate.cells import (
     CellFile,
     all_circumstances,
+    answer,
     arguments_of,
     chosen,
     circumstances,
@@ -76,7 +75,7 @@ def measure(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     device, threads = arguments.device, arguments.threads
     found = cell._asdict() | {"minutes": arguments.minutes, "rule": rule_of(cell.preset)}
     found |= circumstances(device, threads)
-    perhaps = now_and_then(tell)
+    perhaps = now_and_then()
 
     def on_step(record: StepRecord) -> None:
         share = record.answers.right / max(1, record.answers.chosen)
@@ -96,11 +95,6 @@ def measure(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     except UserError as error:
         return found | {"refused": str(error)}
     return found | {"tier": rule.tier} | run_trial(config, arguments.minutes, on_step)._asdict()
-
-
-def tell(line: str) -> None:
-    """Say how it goes."""
-    print(line, file=sys.stderr)
 
 
 def rule_of(preset: str) -> Any:
@@ -233,10 +227,8 @@ def main() -> int:
     """Measure what is missing, write each cell as it comes, and draw the table."""
     arguments = parsed()
     if arguments.cell:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one.
         preset, task, seed, size = arguments.cell
-        print(json.dumps(measure(Cell(preset, task, int(seed), int(size)), arguments)))
-        return 0
+        return answer(lambda: measure(Cell(preset, task, int(seed), int(size)), arguments))
     results = Results(arguments.out, trial_settings(arguments.steps))
     wanted = [
         Cell(preset, task, seed, size)
@@ -247,7 +239,7 @@ def main() -> int:
     ]
     given = [f"--{name}={getattr(arguments, name)}" for name in ("steps", "minutes")]
     missing = [cell for cell in wanted if results.lacks(cell, arguments.minutes)]
-    crashed = measure_all(results, missing, [__file__, *given], outcome, tell, arguments)
+    crashed = measure_all(results, missing, [__file__, *given], outcome, arguments)
     if arguments.render:
         write_file(arguments.render, render(list(results.cells.values())).encode())
     if arguments.page:

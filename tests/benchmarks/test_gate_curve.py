@@ -90,7 +90,7 @@ def test_killed_between_two_cells_the_command_goes_on_without_training_again(tmp
     out, table = tmp_path / "gates.json", tmp_path / "gates.md"
     given = ("--memories", "matrix", "--gates", "priced", "--facts", "changing", "--lengths", "64", "128")
     words = [sys.executable, str(SCRIPT), "--out", str(out), "--runs", str(tmp_path / "runs"), "--effort", "0.001"]
-    words += ["--streams", "3", "--least", "2", "--budget", "256", *given]
+    words += ["--streams", "3", "--least", "2", "--budget", "256", "--forgotten", "-1", *given]
 
     def cells() -> list[dict[str, Any]]:
         return json.loads(out.read_text(encoding="utf-8"))["cells"] if out.is_file() else []
@@ -135,6 +135,19 @@ def test_points_follow_the_training_that_was_done_last(tmp_path: Path) -> None:
     assert not results.lacks(point._replace(tokens=8192))
     with pytest.raises(UserError, match=r"effort was 1\.0 and is now 0\.5"):
         Results(results.path, 0.5)
+
+
+def test_what_is_forgotten_is_not_asked_for_at_greater_lengths(tmp_path: Path) -> None:
+    results, point = Results(tmp_path / "gates.json", 1.0), Cell("mlp", "hard", "kept", 0, 8192)
+    results.add(point.training, made("mlp", "hard", "kept", 0))
+    assert not results.forgotten(point, 0.1)
+    results.add(point._replace(tokens=2048), made("mlp", "hard", "kept", 2048, 1))
+    assert results.forgotten(point, 0.1)
+    assert not results.forgotten(point, 0.0)
+    assert not results.forgotten(point._replace(tokens=2048), 0.1)
+    assert not results.forgotten(point._replace(seed=1), 0.1)
+    results.add(point.training, made("mlp", "hard", "kept", 0, fingerprint="def"))
+    assert not results.forgotten(point, 0.1)
 
 
 def test_the_tables_and_the_curves(tmp_path: Path) -> None:

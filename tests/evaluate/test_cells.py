@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from fastweights.errors import UserError
 from fastweights.evaluate.cells import (
     CellFile,
     all_circumstances,
+    answer,
     arguments_of,
     chosen,
     circumstances,
@@ -46,12 +48,13 @@ def program(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("jobs", [1, 3])
-def test_cells_are_measured_apart_and_a_crash_costs_one_cell(tmp_path: Path, program: str, jobs: int) -> None:
+def test_cells_are_measured_apart_and_a_crash_costs_one_cell(
+    tmp_path: Path, program: str, jobs: int, capsys: pytest.CaptureFixture[str]
+) -> None:
     results = CellFile(tmp_path / "new" / "cells.json", {"a": 1}, ("name", "number"))
     wanted = [("good", 2), ("bad", 0), ("good", 10)]
-    said: list[str] = []
     given = options(f"jobs={jobs}")
-    crashed = measure_all(results, wanted, [program, "--x=1"], lambda found: f"{found['number']}!", said.append, given)
+    crashed = measure_all(results, wanted, [program, "--x=1"], lambda found: f"{found['number']}!", given)
     assert crashed == 1
     assert [found["number"] for found in results.cells.values()] in ([2, 10], [10, 2])
     cell = results.cells["good", 2]
@@ -60,13 +63,14 @@ def test_cells_are_measured_apart_and_a_crash_costs_one_cell(tmp_path: Path, pro
     again = CellFile(results.path, {"a": 1}, ("name", "number"))
     assert again.cells == results.cells
     assert [found["number"] for found in json.loads(results.path.read_text(encoding="utf-8"))["cells"]] == [2, 10]
+    said = capsys.readouterr().err.splitlines()
     assert len(said) == 6
     assert said[0] == "[1/3] ('good', 2)"
     assert any("('bad', 0): its process ended with status 3" in line for line in said)
     assert any("('good', 2): 2!; about " in line for line in said)
 
 
-def test_what_runs_is_ended_with_the_command(tmp_path: Path) -> None:
+def test_what_runs_is_ended_with_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "slow.py"
     program.write_text(f"open({str(tmp_path / 'on')!r}, 'w'); import time; time.sleep(60)", encoding="utf-8")
     results = CellFile(tmp_path / "cells.json", {}, ("name",))
@@ -74,11 +78,13 @@ def test_what_runs_is_ended_with_the_command(tmp_path: Path) -> None:
     def tell(line: str) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr("fastweights.evaluate.cells.tell", tell)
+
     def outcome(found: dict[str, Any]) -> str:
         raise AssertionError
 
     with pytest.raises(KeyboardInterrupt):
-        measure_all(results, [("x",), ("y",)], [str(program)], outcome, tell, options())
+        measure_all(results, [("x",), ("y",)], [str(program)], outcome, options())
     assert not results.path.exists()
 
 
@@ -107,14 +113,23 @@ def test_circumstances_of_all_cells_are_told_once() -> None:
     assert "torch: " in told[2]
 
 
-def test_a_text_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_text_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    said: list[str] = []
-    perhaps = now_and_then(said.append, 30.0)
+    perhaps = now_and_then(30.0)
     for now[0] in (1.0, 29.0, 31.0, 40.0, 62.0):
         perhaps(f"{now[0]:g}")
-    assert said == ["31", "62"]
+    assert capsys.readouterr().err == "31\n62\n"
+
+
+def test_a_process_of_one_cell_prints_what_it_finds(capsys: pytest.CaptureFixture[str]) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        assert answer(lambda: {"right": 3}) == 0
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert json.loads(capsys.readouterr().out) == {"right": 3}
 
 
 def test_an_unknown_name_is_refused_with_the_nearest() -> None:

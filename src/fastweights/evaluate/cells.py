@@ -136,7 +136,6 @@ def measure_all(
     cells: Sequence[Cell],
     program: Sequence[str],
     outcome: Callable[[dict[str, Any]], str],
-    tell: Callable[[str], None],
     arguments: argparse.Namespace,
 ) -> int:
     """Measure cells in processes of their own, and write each down when it is done.
@@ -147,7 +146,6 @@ def measure_all(
         program: a Python file and options of its own; with ``--cell`` and the values of a cell behind them it measures
             that cell and prints what it found as JSON.
         outcome: what was found, in a few words.
-        tell: called with a line when a cell begins and when it ends.
         arguments: of `arguments_of`. The command is kept with every cell.
 
     Returns:
@@ -190,8 +188,21 @@ def measure_all(
     return crashed
 
 
-def now_and_then(tell: Callable[[str], None], seconds: float = 30.0) -> Callable[[str], None]:
-    """Passes a text on to ``tell`` when none was passed on for so many seconds."""
+def tell(line: str) -> None:
+    """Say how it goes."""
+    sys.stderr.write(f"{line}\n")
+    sys.stderr.flush()
+
+
+def answer(measure: Callable[[], dict[str, Any]]) -> int:
+    """In a process of `measure_all`: print what ``measure`` finds; the exit status is 0."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one.
+    sys.stdout.write(json.dumps(measure()) + "\n")
+    return 0
+
+
+def now_and_then(seconds: float = 30.0) -> Callable[[str], None]:
+    """Tells a text when none was told for so many seconds."""
     told = time.monotonic()
 
     def perhaps(text: str) -> None:
