@@ -61,12 +61,16 @@ def header_of(
 
 
 def require_constant_size(model: LanguageModel) -> None:
-    """Refuses a model whose memory grows: a memory file has one size, whatever was read.
+    """Refuses a model whose memory grows, since a memory file has one size, and one that has no memory to save.
 
     Raises:
-        MemoryFileError: Its memory grows.
+        MemoryFileError: Its memory grows, or there is none.
     """
-    if model.config.rule.grows:
+    if not model.config.has_memory:
+        raise MemoryFileError(
+            f"a model of wiring {model.config.wiring!r} has no memory to save: choose lmm, mac, mag or mal"
+        )
+    if model.config.grows:
         raise MemoryFileError(
             "a memory that keeps every token grows with the text, and a memory file cannot: choose a model with "
             "another rule than softmax attention"

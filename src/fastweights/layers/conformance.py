@@ -289,8 +289,8 @@ def unsound(layer: StreamLayer[Any], x: Tensor) -> Verdict:
 
 
 def grows(module: nn.Module) -> bool:
-    """Whether some memory in it grows."""
-    return any(isinstance(layer, MemoryLayer) and layer.rule.grows for layer in module.modules())
+    """Whether the state of some layer in it grows."""
+    return any(isinstance(layer, StreamLayer) and layer.grows for layer in module.modules())
 
 
 def memories(state: Any) -> list[MemoryState]:

@@ -85,7 +85,7 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
         super().__init__()
         require_rule(rule)
         checked(head_dim is not None or dim % heads == 0, f"dim {dim} is not divisible by {heads} heads")
-        self.dim, self.heads, self.rule = dim, heads, rule
+        self.dim, self.heads, self.rule, self.grows = dim, heads, rule, rule.grows
         self.head_dim = head_dim or dim // heads
         self.threshold = gates.threshold
         inner = self.heads * self.head_dim

@@ -109,9 +109,14 @@ class StreamLayer(nn.Module, Generic[State]):
 
     Subclasses work on packed streams (``mix``); ``forward`` is the public door, which takes padding masks and document
     borders. States are NamedTuples of tensors and are never changed in place.
+
+    Attributes:
+        dim: D.
+        grows: the state grows with the document.
     """
 
     dim: int
+    grows: bool = False
     _kind: type | None = None
 
     @abstractmethod

@@ -63,12 +63,12 @@ def with_state(
         tolerance: by what share of ``size`` the state may differ from it.
         heads: numbers of heads to try.
 
-    A memory that grows has no size before it has read, and no configuration.
+    A memory that grows has no size before it has read, and no configuration; nor has a model without one.
 
     Yields:
         The nearest first; nothing if none is near enough. Their numbers of parameters differ.
     """
-    if config.rule.grows:
+    if config.grows or not config.has_memory:
         return
     found: list[tuple[int, ModelConfig]] = []
     for number in heads:

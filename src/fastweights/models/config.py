@@ -10,7 +10,7 @@ from fastweights.core.architecture import MLP, Residual
 from fastweights.core.rule import Rule, rule_from_dict
 from fastweights.errors import UserError
 
-Wiring = Literal["lmm", "mac", "mag", "mal"]
+Wiring = Literal["lmm", "mac", "mag", "mal", "attention", "window", "lstm"]
 Recall = Literal["aligned", "pooled"]
 Start = Literal["plain", "induction"]
 
@@ -27,13 +27,15 @@ class ModelConfig:
         memory_heads: heads of each memory layer, 0 for as many as the attention has.
         memory_head_dim: size of a memory's keys and values, 0 for ``dim`` divided by its heads. What a linear memory
             can hold without confusing it grows with this number.
-        wiring: memory alone (``lmm``), as context (``mac``), as gate (``mag``) or as layer (``mal``).
-        rule: the memory rule. Its inner gradient is clipped by default: stability is on.
+        wiring: memory alone (``lmm``), as context (``mac``), as gate (``mag``) or as layer (``mal``); or one without
+            such a memory, to compare with: ``attention`` over the whole document, over a sliding ``window``, or an
+            ``lstm``.
+        rule: the memory rule, where there is a memory. Its inner gradient is clipped by default: stability is on.
         expansion: hidden width of the blocks' networks as a multiple of ``dim``.
         convolution: taps of the short convolution in front of the memory.
-        window: tokens seen by sliding-window attention (``mag``, ``mal``).
+        window: tokens seen by sliding-window attention (``mag``, ``mal``, ``window``).
         segment: tokens of an attention segment (``mac``), a multiple of the rule's chunk size.
-        persistent: learned tokens in front of every attention window or segment.
+        persistent: learned tokens in front of every attention window or segment (not of ``attention``).
         recall: ``aligned`` recalls one token for each token of the segment, ``pooled`` a few for the segment before
             (``mac``).
         memory_tokens: recalled tokens in ``pooled`` mode, a divisor of ``segment``.
@@ -89,7 +91,8 @@ class ModelConfig:
         )
         for name in ("expansion", "embedding_std"):
             _require(getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}")
-        _require(self.wiring in get_args(Wiring), f"wiring must be lmm, mac, mag or mal, not {self.wiring!r}")
+        known = ", ".join(get_args(Wiring))
+        _require(self.wiring in get_args(Wiring), f"wiring must be one of {known}, not {self.wiring!r}")
         _require(self.recall in get_args(Recall), f"recall must be aligned or pooled, not {self.recall!r}")
         _require(self.start in get_args(Start), f"start must be plain or induction, not {self.start!r}")
         if self.wiring == "mac":
@@ -103,6 +106,16 @@ class ModelConfig:
                     1 <= self.memory_tokens <= self.segment and self.segment % self.memory_tokens == 0,
                     f"memory_tokens must divide the segment {self.segment}; it is {self.memory_tokens}",
                 )
+
+    @property
+    def has_memory(self) -> bool:
+        """Whether the model has a memory that follows ``rule``."""
+        return self.wiring in ("lmm", "mac", "mag", "mal")
+
+    @property
+    def grows(self) -> bool:
+        """Whether its state grows with the document."""
+        return self.rule.grows if self.has_memory else self.wiring == "attention"
 
     @property
     def hidden(self) -> int:

@@ -1,4 +1,4 @@
-"""Mixers of the four Titans from a configuration."""
+"""Mixers from a configuration: the four Titans, and those without a memory."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from torch import nn
 from fastweights.layers.attention import Heads, SlidingWindowAttention
 from fastweights.layers.blocks import MAG, MAL, Block
 from fastweights.layers.context import MAC
+from fastweights.layers.full_attention import FullAttention
+from fastweights.layers.lstm import LSTM
 from fastweights.layers.memory import GateStart, MemoryLayer
 from fastweights.layers.stream import StreamLayer
 from fastweights.models.config import ModelConfig
@@ -22,7 +24,13 @@ def build_block(config: ModelConfig) -> Block:
 
 
 def build_mixer(config: ModelConfig) -> StreamLayer[Any]:
-    """The memory, wired as the configuration says."""
+    """What mixes tokens: the memory, wired as the configuration says, or what stands in its place."""
+    if config.wiring == "attention":
+        return FullAttention(config.dim, config.heads)
+    if config.wiring == "lstm":
+        return LSTM(config.dim)
+    if config.wiring == "window":
+        return SlidingWindowAttention(config.dim, config.heads, config.window, config.persistent)
     gates = GateStart(config.gate_threshold, config.lr_start, config.momentum_start, config.forget_start)
     heads = config.memory_heads or config.heads
     memory = MemoryLayer(

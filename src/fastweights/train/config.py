@@ -261,6 +261,8 @@ class TrainConfig:
         _require(len(self.stages) >= 1, "a training run needs at least one stage")
         _require(0 <= self.seed < 2**63, f"seed must lie in [0, 2**63), not {self.seed}")
         _require(self.threads >= 0, f"threads must not be negative, not {self.threads}")
+        priced = self.price.value == 0 or self.model.has_memory
+        _require(priced, f"price.value must be 0 for a model of wiring {self.model.wiring!r}: it writes to no memory")
         last = self.model.depth - 1
         _require(self.hint.block <= last, f"hint.block must be at most {last}, the last block, not {self.hint.block}")
         _require(self.log_every >= 1, f"log_every must be at least 1, not {self.log_every}")
