@@ -27,9 +27,9 @@ BELOW = {
     "tasks": {"data"},
     "inference": {"models", "data"},
     "train": {"models", "data", "tasks"},
-    "evaluate": {"models", "tasks", "inference"},
+    "evaluate": {"inference", "train"},
     "errors": set[str](),
-    "__init__": {"train", "evaluate"},
+    "__init__": {"evaluate"},
 }
 
 # Packages that only one place may know: the extras in one file each, the command line's own in `cli`.

@@ -115,6 +115,16 @@ def test_a_run_that_was_stopped_ends_as_if_it_never_was(stops: tuple[int, ...], 
     assert_same_run(whole, tmp_path / "run")
 
 
+def test_a_run_that_has_done_enough_ends_with_a_model_and_can_go_on(whole: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = train(TINY, folder, until=lambda record: record.step == 5)
+    assert (result.finished, result.step, result.model_folder) == (True, 5, folder / "model")
+    assert read_log(folder / "log.jsonl")[-1] == {"kind": "evaluation", "step": 5}
+    assert load_model(folder / "model").fingerprint() == model_from_run(folder).fingerprint()
+    assert train(TINY, folder, resume=True).step == 12
+    assert load_model(folder / "model").fingerprint() == load_model(whole / "model").fingerprint()
+
+
 def test_lines_behind_the_checkpoint_and_a_torn_line_leave_the_log(whole: Path, tmp_path: Path) -> None:
     """A killed process may have logged more steps than it saved."""
     folder = tmp_path / "run"

@@ -54,6 +54,7 @@ def train(
     on_evaluation: OnEvaluation | None = None,
     on_note: OnNote | None = None,
     evaluate: Evaluate | None = None,
+    until: Callable[[StepRecord], bool] | None = None,
 ) -> RunResult:
     """Train a model, or go on training it.
 
@@ -67,6 +68,7 @@ def train(
         on_note: called with a sentence worth showing (resumed, skipped, stopped).
         evaluate: called beside the configuration's probes with the model and the steps done; what it returns is logged
             with their metrics. It must leave torch's random state alone.
+        until: asked after every step; True ends the training there, as if that step had been the last one.
 
     Returns:
         A `RunResult`. Ctrl-C and SIGTERM save a checkpoint and return with ``finished=False``.
@@ -84,15 +86,17 @@ def train(
         run = Run(config, checkpoint, note)
         with stop_requests() as stop, Feed(config) as feed, LogFile(folder / LOG, run.step) as log:
             run.check_data(feed)
-            while run.step < config.steps and not stop.asked:
+            ended = False
+            while run.step < config.steps and not ended and not stop.asked:
                 record = run.advance(feed)
+                ended = until is not None and until(record)
                 if record.skipped:
                     note(f"step {record.step} was skipped because {record.skipped}")
                 if on_step is not None:
                     on_step(record)
                 if run.log_due():
                     log.write(run.take_log_line())
-                if run.evaluation_due():
+                if run.evaluation_due() or ended:
                     metrics = run.evaluate(evaluate)
                     log.write({"kind": "evaluation", "step": run.step} | metrics)
                     if on_evaluation is not None:
@@ -100,11 +104,11 @@ def train(
                 if run.checkpoint_due():
                     save_checkpoint(folder / CHECKPOINTS, run.checkpoint(feed), config.checkpoint.keep)
             save_checkpoint(folder / CHECKPOINTS, run.checkpoint(feed), config.checkpoint.keep)
-        return _finish(run, folder, note)
+        return _finish(run, folder, note, ended or run.step == config.steps)
 
 
-def _finish(run: Run, folder: Path, note: OnNote) -> RunResult:
-    if run.step < run.config.steps:
+def _finish(run: Run, folder: Path, note: OnNote, finished: bool) -> RunResult:
+    if not finished:
         note(f"stopped after step {run.step} of {run.config.steps}; the run can be resumed")
         return RunResult(folder, run.step, False, run.metrics, run.model, None)
     model = run.export()
