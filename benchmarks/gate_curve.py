@@ -64,15 +64,18 @@ from fastweights.train.reading import read_rows
 from fastweights.train.recall import RecallTask
 from fastweights.train.records import StepRecord, read_log
 
-MEMORIES: dict[str, Rule] = {"matrix": presets.titans_linear(), "mlp": presets.titans(chunk_size=16)}
-"""A matrix whose every gradient is taken at the current weights, and an MLP in chunks."""
+MEMORIES: dict[str, Rule] = {
+    "matrix": presets.titans_linear(),
+    "mlp": replace(presets.titans(chunk_size=16), clip=1.0, lr_max=0.1),
+}
+"""A matrix whose gradients are at the current weights, and an MLP in chunks, clipped: otherwise long rows explode."""
 
 GATES: dict[str, tuple[float, PriceConfig]] = {
     "plain": (0.0, PriceConfig()),
     "hard": (0.05, PriceConfig()),
     "priced": (0.05, PriceConfig(value=1.0, start=0.4, end=0.8)),
 }
-"""The gates' threshold (0: a sigmoid, which never reaches 0; otherwise straight-through), and the price on writing."""
+"""The gates' threshold (0: a sigmoid, which never is 0; otherwise straight-through), and the price on writing."""
 
 FACTS: dict[str, RecallTask] = {
     "kept": RecallTask(symbols=32, pairs=4, queries=8),
@@ -83,9 +86,7 @@ LENGTHS = (2048, 8192, 32_768, 131_072, 524_288, 2_097_152)
 
 CURRICULUM = ((300, 64, 32), (200, 256, 8), (200, 512, 8), (300, 1024, 4), (800, 2048, 2))
 """(steps, length, rows): short rows that ask much of their few tokens first."""
-
 OPTIMISER = OptimiserConfig(lr=3e-3, weight_decay=0.01, warmup_steps=50)
-
 FORGOTTEN = 0.1
 """Share of right answers up to which a memory has forgotten; a guess is right in 1 of 32."""
 
