@@ -7,12 +7,11 @@
 Six small models, a matrix and an MLP memory with each kind of gates, are trained on pairs hidden in noise, all with the
 same curriculum of rows of at most 2,048 tokens. Then they read streams of up to two million tokens in pieces, the
 memory carried from one to the next. Facts that are `kept` stand once in a stream; of those that are `changing` half get
-another value further on, and the last one is asked for. Who has forgotten all is not asked at greater lengths.
-
-A cell is a training (0 tokens) or a length. Every cell runs in a process of its own and is written to the file as soon
-as it is done; what stands there for the same rule and the same weights is not measured again. A training saves every
-minute and goes on from there, so the command can be stopped at any time and called again. `--seeds 0 --render TABLE.md`
-only draws the tables, and beside them the curves, as TABLE.png.
+another value further on, and the last one is asked for. Who has forgotten all is not asked at greater lengths. A cell
+is a training (0 tokens) or a length. Every cell runs in a process of its own and is written to the file as soon as it
+is done; what stands there for the same rule and the same weights is not measured again. A training saves every minute
+and goes on from there, so the command can be stopped at any time and called again.
+`--seeds 0 --render TABLE.md` only draws the tables, and beside them the curves, as TABLE.png.
 """
 
 from __future__ import annotations
