@@ -37,7 +37,7 @@ from fastweights.evaluate.cells import (
     measure_all,
     now_and_then,
 )
-from fastweights.evaluate.compare import Measured, comparison
+from fastweights.evaluate.compare import Measured, Shares, comparison
 from fastweights.models.durable import write_file
 from fastweights.train.records import StepRecord
 from fastweights.train.trial import MINUTES, POINTS, STEPS, TASKS, run_trial, trial_config, trial_settings
@@ -203,8 +203,8 @@ def tables(cells: Sequence[dict[str, Any]]) -> list[str]:
 
 def measured(seeds: Sequence[dict[str, Any]], kind: str, points: Sequence[str]) -> Measured:
     """The cells of all seeds as one."""
-    return Measured(
-        shares=tuple(statistics.mean(found[kind][point] for point in points) for found in seeds),
+    return Shares(
+        values=tuple(statistics.mean(found[kind][point] for point in points) for found in seeds),
         asked=seeds[0]["asked"][kind] * len(points) // len(POINTS),
         learned=statistics.median(found["training"] for found in seeds) >= LEARNED,
         mark=" †" if any(found["capped"] or found["stopped"] for found in seeds) else "",

@@ -89,6 +89,8 @@ def test_help_lists_every_command(run: Run) -> None:
         "explain",
         "check",
         "train",
+        "compare",
+        "report",
         "evaluate",
         "demo",
     ]:

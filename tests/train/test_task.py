@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.train.runs import TINY
 
+from fastweights.data.documents import open_novel
 from fastweights.errors import UserError
 from fastweights.train.config import Stage
 from fastweights.train.feed import Feed
@@ -101,3 +102,12 @@ def test_an_error_in_a_task_reaches_the_caller() -> None:
     config = replace(TINY, task=RecallTask(symbols=30, pairs=2, queries=2))
     with Feed(config) as feed, pytest.raises(TaskError, match="vocab_size is 24"):
         feed.get(0)
+
+
+def test_text_may_be_shipped_novels() -> None:
+    batch = TextTask(novels=("ENG18850_Rutherford",)).batch(0, 0, 2, 30)
+    text = "".join(open_novel("ENG18850_Rutherford")).encode()
+    for row in batch.ids.tolist():
+        assert bytes(i - 8 for i in row) in text
+    with pytest.raises(UserError, match="no novel 'X'"):
+        TextTask(novels=("X",)).batch(0, 0, 2, 30)

@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 from tyro.extras import SubcommandApp
 
-from fastweights.cli import catalogue, memory, runs
+from fastweights.cli import catalogue, comparison, memory, runs
 from fastweights.cli.terminal import note
 from fastweights.errors import FastweightsError, UserError
 
@@ -38,6 +38,8 @@ def app(words: Sequence[str]) -> SubcommandApp:
         catalogue.explain,
         catalogue.check,
         runs.train,
+        comparison.compare,
+        comparison.report,
     )
     for command in commands:
         found.command(command)

@@ -6,46 +6,103 @@ A row is a thing measured (a memory rule), a column what it was measured on.
 from __future__ import annotations
 
 import statistics
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Shares of right answers, one for each seed.
+class Measured(ABC):
+    """What was found, one number for each seed.
 
     Attributes:
-        shares: in [0, 1], at least one.
-        asked: answers that each share was counted over.
+        values: at least one.
         learned: False takes the row out of the comparison: a model that did not learn its task says nothing about it.
         mark: shown behind the numbers, to be explained below the table.
     """
 
-    shares: tuple[float, ...]
+    values: tuple[float, ...]
+    learned: bool
+    mark: str
+
+    @property
+    def median(self) -> float:
+        """The middle number, or the mean of the middle two."""
+        return statistics.median(self.values)
+
+    @property
+    def spread(self) -> float:
+        """The largest number less the smallest; 0 with one seed."""
+        return max(self.values) - min(self.values)
+
+    @property
+    @abstractmethod
+    def variance(self) -> float:
+        """Of a number that was counted over so many answers."""
+
+    @property
+    @abstractmethod
+    def worth(self) -> float:
+        """The median, or what grows as it becomes better."""
+
+    @abstractmethod
+    def shown(self, value: float) -> str:
+        """A number as it stands in a table."""
+
+    def __str__(self) -> str:
+        """The number, or smallest, median and largest."""
+        shown = (min(self.values), self.median, max(self.values)) if len(self.values) > 1 else self.values
+        numbers = " / ".join(map(self.shown, shown))
+        return (numbers if self.learned else f"did not learn ({numbers})") + self.mark
+
+
+@dataclass(frozen=True)
+class Shares(Measured):
+    """Shares of right answers in [0, 1], shown in percent.
+
+    Attributes:
+        asked: answers that each share was counted over.
+    """
+
+    values: tuple[float, ...]
     asked: int
     learned: bool = True
     mark: str = ""
 
     @property
-    def median(self) -> float:
-        """The middle share, or the mean of the middle two."""
-        return statistics.median(self.shares)
+    def variance(self) -> float:
+        return self.median * (1 - self.median) / self.asked
 
     @property
-    def spread(self) -> float:
-        """The largest share less the smallest; 0 with one seed."""
-        return max(self.shares) - min(self.shares)
+    def worth(self) -> float:
+        return self.median
+
+    def shown(self, value: float) -> str:
+        return f"{100 * value:.1f}"
+
+
+@dataclass(frozen=True)
+class Bits(Measured):
+    """Bits a token; less is better.
+
+    Attributes:
+        error: standard error of each number.
+    """
+
+    values: tuple[float, ...]
+    error: float
+    learned: bool = True
+    mark: str = ""
 
     @property
     def variance(self) -> float:
-        """Of a share counted over ``asked`` answers."""
-        return self.median * (1 - self.median) / self.asked
+        return self.error**2
 
-    def __str__(self) -> str:
-        """In percent: the share, or smallest, median and largest."""
-        shown = (min(self.shares), self.median, max(self.shares)) if len(self.shares) > 1 else self.shares
-        numbers = " / ".join(f"{100 * share:.1f}" for share in shown)
-        return (numbers if self.learned else f"did not learn ({numbers})") + self.mark
+    @property
+    def worth(self) -> float:
+        return -self.median
+
+    def shown(self, value: float) -> str:
+        return f"{value:.3f}"
 
 
 def tie(one: Measured, other: Measured) -> bool:
@@ -59,11 +116,11 @@ def tie(one: Measured, other: Measured) -> bool:
 
 
 def best(column: Mapping[str, Measured]) -> set[str]:
-    """Names of the rows that have the highest median of those that learned, or tie with it."""
+    """Names of the rows that are worth most of those that learned, or tie with that one."""
     learned = {name: measured for name, measured in column.items() if measured.learned}
     if not learned:
         return set()
-    top = max(learned.values(), key=lambda measured: measured.median)
+    top = max(learned.values(), key=lambda measured: measured.worth)
     return {name for name, measured in learned.items() if tie(measured, top)}
 
 

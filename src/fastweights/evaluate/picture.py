@@ -63,15 +63,17 @@ def draw_curves(
     x_label: str,
     y_label: str,
     logarithmic: bool = False,
+    shares: bool = True,
 ) -> None:
     """Draw curves in panels side by side; a curve has the same colour in every panel.
 
     Args:
-        panels: by title, the curves by name: their points (x, y), y in [0, 1]. Empty panels are left out.
+        panels: by title, the curves by name: their points (x, y). Empty panels are left out.
         path: The picture's file; its suffix chooses the format.
         x_label: What x is.
         y_label: What y is.
         logarithmic: Doublings of x are equally far apart.
+        shares: y lies in [0, 1], all of which is shown.
 
     Raises:
         UserError: The extra package is missing, the suffix names no format, or the file cannot be written.
@@ -91,12 +93,49 @@ def draw_curves(
             axis.set_xscale("log", base=2)
             axis.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
             axis.tick_params("x", rotation=45)
-        axis.set_ylim(-0.02, 1.02)
+        if shares:
+            axis.set_ylim(-0.02, 1.02)
         axis.set_title(title, fontsize="medium")
         axis.set_xlabel(x_label)
         axis.set_ylabel(y_label)
         axis.grid(alpha=0.3)
     figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=3, fontsize="small")
+    _save(figure, path)
+
+
+def draw_heat_map(
+    columns: Sequence[str],
+    rows: Sequence[str],
+    shares: Sequence[Sequence[float | None]],
+    path: Path,
+    title: str,
+    x_label: str,
+    y_label: str,
+) -> None:
+    """Draw shares as a table of colours, red for 0 to green for 1, white where there is none.
+
+    Args:
+        columns: Titles of the columns.
+        rows: Titles of the rows, the first one at the top.
+        shares: By row and column.
+        path: The picture's file; its suffix chooses the format.
+        title: Stands above it.
+        x_label: What the columns are.
+        y_label: What the rows are.
+
+    Raises:
+        UserError: The extra package is missing, the suffix names no format, or the file cannot be written.
+    """
+    figure = _figure(2 + 0.8 * len(columns), 1.5 + 0.35 * len(rows))
+    axis = figure.subplots()
+    values = np.array([[np.nan if share is None else share for share in row] for row in shares])
+    image = axis.imshow(values, vmin=0, vmax=1, cmap="RdYlGn", aspect="auto")
+    axis.set_xticks(range(len(columns)), columns, rotation=45)
+    axis.set_yticks(range(len(rows)), rows)
+    axis.set_xlabel(x_label)
+    axis.set_ylabel(y_label)
+    axis.set_title(title, fontsize="medium")
+    figure.colorbar(image)
     _save(figure, path)
 
 

@@ -68,8 +68,8 @@ class LSTM(StreamLayer[LSTMState]):
         read, after = self.cell(packed, before)
         y, _ = pad_packed_sequence(read, batch_first=True, total_length=x.shape[1])
         some = (length > 0).unsqueeze(1)
-        kept = (torch.where(some, new[0], old[0]) for new, old in zip(after, before, strict=True))
-        return (y, *kept)
+        hidden, cell = (torch.where(some, new[0], old[0]) for new, old in zip(after, before, strict=True))
+        return y, hidden, cell
 
 
 def _spans(layout: Layout) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ import hashlib
 import importlib.util
 import sys
 from pathlib import Path
+from typing import Any
 
 from fastweights.errors import UserError
 from fastweights.train.config import TrainConfig
@@ -23,13 +24,14 @@ class RecipeError(UserError):
     """A recipe that does not exist or does not give a configuration."""
 
 
-def list_recipes() -> list[str]:
-    """Names of all recipes that `load_recipe` finds without a path."""
+def list_recipes(function: str = "recipe") -> list[str]:
+    """Names of all recipes that are found without a path: of a training run, or what else has such a function."""
     folder = _folder()
     if folder is None:
         return []
     # Read, not run: a name must not cost the import of every file.
-    return sorted(path.stem for path in folder.glob("*.py") if "\ndef recipe(" in path.read_text(encoding="utf-8"))
+    marked = f"\ndef {function}("
+    return sorted(path.stem for path in folder.glob("*.py") if marked in path.read_text(encoding="utf-8"))
 
 
 def load_recipe(name: str | Path) -> TrainConfig:
@@ -43,6 +45,19 @@ def load_recipe(name: str | Path) -> TrainConfig:
         UserError: when the configuration itself cannot be run.
     """
     path = find_recipe(name)
+    config = call_recipe(path, "recipe")
+    if not isinstance(config, TrainConfig):
+        raise RecipeError(f"recipe() in {path} gave a {type(config).__name__}, not a TrainConfig")
+    return config
+
+
+def call_recipe(path: Path, name: str) -> Any:
+    """Execute a file and call a function of it, without arguments.
+
+    Raises:
+        RecipeError: when the file fails or has no such function.
+        UserError: when what it makes cannot be made.
+    """
     # A module name of its own for each file, so that two recipes may define tasks of the same name.
     module_name = f"fastweights_recipe_{path.stem}_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(module_name, path)
@@ -51,21 +66,18 @@ def load_recipe(name: str | Path) -> TrainConfig:
     sys.modules[module_name] = module
     try:
         spec.loader.exec_module(module)
-        function = getattr(module, "recipe", None)
+        function = getattr(module, name, None)
         if not callable(function):
-            raise RecipeError(f"the recipe {path} defines no function recipe()")
-        config = function()
+            raise RecipeError(f"the recipe {path} defines no function {name}()")
+        return function()
     except UserError:
         raise
     except Exception as error:
         raise RecipeError(f"the recipe {path} failed: {type(error).__name__}: {error}") from error
-    if not isinstance(config, TrainConfig):
-        raise RecipeError(f"recipe() in {path} gave a {type(config).__name__}, not a TrainConfig")
-    return config
 
 
-def find_recipe(name: str | Path) -> Path:
-    """The file of a recipe.
+def find_recipe(name: str | Path, function: str = "recipe") -> Path:
+    """The file of a recipe; by name, one that has the function.
 
     Raises:
         RecipeError: with the nearest known name.
@@ -75,7 +87,7 @@ def find_recipe(name: str | Path) -> Path:
         if Path(text).is_file():
             return Path(text)
         raise RecipeError(f"there is no recipe file {text}")
-    known = list_recipes()
+    known = list_recipes(function)
     folder = _folder()
     if folder is not None and text in known:
         return folder / f"{text}.py"

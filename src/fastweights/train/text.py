@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 import numpy as np
 
+from fastweights.data.documents import open_novel
 from fastweights.data.text import find_sources, read_pieces
 from fastweights.data.tokenizer import Ids, load_tokenizer
 from fastweights.errors import UserError
@@ -22,17 +25,19 @@ class TextTask(Task):
     Attributes:
         tokenizer: ``bytes``, ``bpe4096`` or the path of a tokenizer's JSON file.
         paths: files, folders, patterns (see `fastweights.data.text.find_sources`).
+        novels: names of shipped novels (see `fastweights.data.documents.novels`), read after the paths.
     """
 
     tokenizer: str = "bytes"
     paths: tuple[str, ...] = ()
+    novels: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if not self.paths:
+        if not self.paths and not self.novels:
             raise UserError("a text task needs paths: name files or folders, as in task.paths=book.txt,notes/")
 
     def batch(self, seed: int, index: int, batch_size: int, length: int) -> Batch:
-        ids = _tokens(self.tokenizer, self.paths)
+        ids = _tokens(self.tokenizer, self.paths, self.novels)
         if len(ids) <= length:
             raise UserError(
                 f"the texts hold {len(ids)} tokens, too few for rows of {length}: give more or shorten them"
@@ -43,12 +48,16 @@ class TextTask(Task):
 
 
 @lru_cache(maxsize=4)
-def _tokens(tokenizer_name: str, paths: tuple[str, ...]) -> Ids:
+def _tokens(tokenizer_name: str, paths: tuple[str, ...], novels: tuple[str, ...]) -> Ids:
     tokenizer = load_tokenizer(tokenizer_name)
-    end = np.array([tokenizer.eos], dtype=np.int32)
     parts: list[Ids] = []
-    for source in find_sources(paths):
-        with read_pieces(source) as pieces:
-            parts.extend(tokenizer.encode_stream(piece.text for piece in pieces))
-        parts.append(end)
+    for text in chain(_texts(paths), map(open_novel, novels)):
+        parts.extend(tokenizer.encode_stream(text))
+        parts.append(np.array([tokenizer.eos], dtype=np.int32))
     return np.concatenate(parts)
+
+
+def _texts(paths: tuple[str, ...]) -> Iterator[Iterator[str]]:
+    for source in find_sources(paths) if paths else ():
+        with read_pieces(source) as pieces:
+            yield (piece.text for piece in pieces)

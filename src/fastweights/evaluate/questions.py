@@ -1,0 +1,112 @@
+"""Questions to a model: rows that it never saw, read once, and what it predicts where they ask."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastweights.evaluate.runner import interval
+from fastweights.models.controls import RESET, forget
+from fastweights.models.language_model import LanguageModel, flatten_state
+from fastweights.train.config import Probe
+from fastweights.train.loss import AnswerCounts, count_answers, token_losses, weighted_mean
+from fastweights.train.task import Batch, Task
+
+Measure = Literal["right", "exact", "bits"]
+"""Right tokens of answers, whole answers, or bits a token (the mean loss; no answers, and less is better)."""
+
+_TEST_SEED = 0x7E57
+
+
+class Score(NamedTuple):
+    """What was answered to one question.
+
+    Attributes:
+        tokens: positions of its rows.
+        value: the share that was right, or bits a token.
+        asked: what was counted: tokens, answers, or predictions.
+        low: end of the 95 % interval of a share (as if all that is counted were independent), or of the mean's over
+            batches.
+        high: the other end.
+    """
+
+    tokens: int
+    value: float
+    asked: int
+    low: float
+    high: float
+
+
+@torch.no_grad()
+def ask(model: LanguageModel, question: Probe, task: Task, measure: Measure, control: str = "") -> Score | None:
+    """What a model answers to one question, teacher-forced: the true tokens before each prediction are given.
+
+    Args:
+        model: in eval mode; under a control, if any, already changed by it.
+        question: how many rows, and how long.
+        task: where they come from, if the question names no task of its own.
+        measure: what is counted.
+        control: its name; under `RESET` the memory forgets before the first answer of each row.
+
+    Returns:
+        The score, or None where a reset is asked for and a row is asked from its first quarter on.
+    """
+    counts: list[AnswerCounts] = []
+    losses: list[float] = []
+    for index in range(question.batches):
+        batch = (question.task or task).batch(_TEST_SEED, index, question.batch_size, question.length)
+        batch.check(question.batch_size, question.length, model.config.vocab_size)
+        batch = batch.to(next(model.parameters()).device)
+        if control == RESET and int(first_asked(batch).min()) < question.length // 4:
+            return None
+        hidden = read_after_reset(model, batch) if control == RESET else model.encode(batch.ids, mask=batch.mask).hidden
+        cross_entropies, guesses = token_losses(model, hidden, batch)
+        losses.append(float(weighted_mean(cross_entropies, batch)))
+        counts.append(count_answers(guesses, batch))
+    return _score(measure, question.length, losses, counts)
+
+
+def _score(measure: Measure, tokens: int, losses: list[float], counts: list[AnswerCounts]) -> Score:
+    if measure == "bits":
+        bits = [loss / math.log(2) for loss in losses]
+        mean = statistics.fmean(bits)
+        half = 1.96 * statistics.stdev(bits) / math.sqrt(len(bits)) if len(bits) > 1 else math.inf
+        return Score(tokens, _short(mean), sum(c.chosen for c in counts), _short(mean - half), _short(mean + half))
+    right, asked = (
+        (sum(c.right for c in counts), sum(c.chosen for c in counts))
+        if measure == "right"
+        else (sum(c.exact for c in counts), sum(c.answers for c in counts))
+    )
+    low, high = interval(right / asked, asked)
+    return Score(tokens, _short(right / asked), asked, _short(low), _short(high))
+
+
+def _short(value: float) -> float:
+    return float(f"{value:.5g}")
+
+
+def first_asked(batch: Batch) -> Tensor:
+    """int64 ``[B]``: the first position of each row that has a weight."""
+    return (batch.weights > 0).int().argmax(1)
+
+
+def read_after_reset(model: LanguageModel, batch: Batch) -> Tensor:
+    """The hidden states ``[B, T, D]`` of rows whose memories forget everything just before the first answer."""
+    place = torch.arange(batch.ids.shape[1], device=batch.ids.device)
+    before = place < first_asked(batch)[:, None]
+    real = torch.ones_like(before) if batch.mask is None else batch.mask
+    read = model.encode(batch.ids, mask=before & real)
+    after = model.encode(batch.ids, forget(model, read.state), mask=~before & real)
+    return torch.where(before.unsqueeze(-1), read.hidden, after.hidden)
+
+
+@torch.no_grad()
+def state_after(model: LanguageModel, tokens: int) -> int:
+    """Bytes of everything that a model carries along after so many tokens of one row."""
+    device = next(model.parameters()).device
+    state = model.encode(torch.zeros(1, tokens, dtype=torch.int64, device=device)).state
+    return sum(tensor.nbytes for tensor in flatten_state(state).values())

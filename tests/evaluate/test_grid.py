@@ -1,0 +1,177 @@
+"""A comparison: the same budget for all, cells that survive, and pages that say what was found."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.evaluate.small_grid import bits, grid, recall
+
+from fastweights.errors import UserError
+from fastweights.evaluate import contest as contests
+from fastweights.evaluate.contest import Cell, Comparison, with_effort
+from fastweights.evaluate.grid import GridStep, file_of, load_comparison, outcome, run_grid
+from fastweights.evaluate.report import depth_table, make_report
+from fastweights.train.optim import TrainingStopped
+from fastweights.train.recipes import RecipeError
+
+
+def run(comparison: Comparison, tmp_path: Path, **options: Any) -> list[dict[str, Any]]:
+    return run_grid(comparison, tmp_path / "out", tmp_path / "runs", "fastweights compare x", **options)
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """A whole comparison, done once."""
+    folder = tmp_path_factory.mktemp("grid")
+    return folder, run(grid(seeds=2), folder)
+
+
+def test_every_cell_is_trained_and_asked_alike(found: tuple[Path, list[dict[str, Any]]]) -> None:
+    folder, cells = found
+    assert [(cell["contest"], cell["model"], cell["seed"]) for cell in cells] == list(grid(seeds=2).cells())
+    for cell in cells:
+        assert cell["parameters"] == pytest.approx(40_000, rel=0.02)
+        assert (cell["steps"], cell["capped"], cell["stopped"]) == (3, False, "")
+        assert cell["training"]["stages"] == cells[0]["training"]["stages"] or cell["contest"] == "parity"
+        assert cell["state_bytes"] > 0
+        assert {"command", "date", "machine", "versions", "wall_seconds"} <= cell.keys()
+        assert cell == json.loads(
+            file_of(Cell(cell["contest"], cell["model"], cell["seed"]), folder / "out").read_bytes()
+        )
+    by_name = {(cell["contest"], cell["model"], cell["seed"]): cell for cell in cells}
+    lmm = by_name["recall", "lmm", 0]
+    assert [score["tokens"] for score in lmm["scores"]] == [32, 64]
+    assert [score["asked"] for score in lmm["scores"]] == [32, 8]
+    assert set(lmm["controls"]) == {"off", "frozen", "reset", "query is key", "ascent"}
+    assert all(len(scores) == 2 for scores in lmm["controls"].values())
+    assert by_name["recall", "lstm", 0]["controls"] == {}
+    assert "reset" not in by_name["parity", "lmm", 0]["controls"]
+    assert lmm["is learned"]
+    assert not by_name["parity", "lmm", 0]["is learned"]
+
+
+def test_what_is_done_is_not_done_again_and_other_settings_are_refused(
+    found: tuple[Path, list[dict[str, Any]]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, cells = found
+    monkeypatch.setattr("fastweights.evaluate.grid.run_cell", None)
+    assert run(grid(seeds=2), folder) == cells
+    assert len(run(replace(grid(), contests={"recall": recall()}), folder)) == 2
+    with pytest.raises(UserError, match=r"lmm-0.json' was found with other settings \(training differs\)"):
+        run(replace(grid(), contests={"recall": recall(4)}), folder)
+
+
+@pytest.mark.parametrize("at", [1, 3])
+def test_a_comparison_that_was_interrupted_goes_on(
+    at: int, found: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """In the middle of a training, and behind its last step, before the model was asked."""
+    only = replace(grid(names=("lmm",)), contests={"recall": recall()})
+
+    def stop(step: GridStep) -> None:
+        if step.record.step == at:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(only, tmp_path, on_step=stop)
+    assert not (tmp_path / "out").exists()
+    (cell,) = run(only, tmp_path)
+    assert cell["scores"] == found[1][0]["scores"]
+
+
+def test_a_finished_training_is_asked_without_another_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    only = replace(grid(names=("lstm",)), contests={"recall": recall()})
+
+    def interrupted(*arguments: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(contests, "ask_all", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(only, tmp_path)
+    steps: list[GridStep] = []
+    (cell,) = run(only, tmp_path, on_step=steps.append)
+    assert steps == []
+    assert cell["steps"] == 3
+    assert cell["seconds"] > 0
+
+
+def test_a_model_that_is_cut_off_or_gives_up_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cut = replace(grid(names=("lstm",)), contests={"recall": replace(recall(50), minutes=1e-9)})
+    (cell,) = run(cut, tmp_path)
+    assert (cell["steps"], cell["capped"]) == (1, True)
+    assert "cut off" in outcome(cell)
+
+    def gives_up(*arguments: Any, **options: Any) -> Any:
+        raise TrainingStopped("20 steps in a row had to be skipped")
+
+    monkeypatch.setattr(contests, "train", gives_up)
+    (stopped,) = run(replace(cut, contests={"parity": bits()}), tmp_path)
+    assert outcome(stopped) == "gave up, 20 steps in a row had to be skipped"
+    page = make_report(tmp_path / "out", tmp_path / "report").page.read_text(encoding="utf-8")
+    assert " †" in page
+    assert "`lstm`, seed 0: training gave up, 20 steps" in page
+
+
+def test_the_report_has_tables_controls_and_pictures(found: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
+    made = make_report(found[0] / "out", tmp_path)
+    assert (made.used, made.others) == (8, ())
+    page = made.page.read_text(encoding="utf-8")
+    assert "| short, 32 | 64 tokens |" in page
+    parity_part, recall_part = page.split("### recall")
+    assert "What is left of it under a control" in recall_part
+    assert "did not learn (" in parity_part
+    assert "What is left" not in parity_part
+    assert (tmp_path / "out-recall.png").is_file()
+    assert "(out-recall.png)" in page
+
+
+def test_a_report_of_tasks_and_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no folder"):
+        make_report(tmp_path / "none", tmp_path)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "x.json").write_text("{")
+    with pytest.raises(UserError, match="holds no results"):
+        make_report(tmp_path / "results", tmp_path)
+    samples = [
+        {"tokens": tokens, "depths": [depth], "scores": {"match": right}}
+        for tokens, depth, right in ((1024, 0.0, 1.0), (1024, 55.0, 0.0), (2048, 100.0, 1.0), (2048, 97.5, 0.0))
+    ]
+    lengths = [
+        {"tokens": tokens, "samples": 2, "scores": {"match": {"mean": 50.0, "interval": [9.5, 90.5]}}}
+        for tokens in (1024, 2048)
+    ]
+    content = {"task": "niah", "model": "runs/mine", "lengths": lengths, "results": samples}
+    (tmp_path / "results" / "niah.json").write_text(json.dumps(content))
+    made = make_report(tmp_path / "results", tmp_path / "report")
+    assert made.others == (tmp_path / "results" / "x.json",)
+    page = made.page.read_text(encoding="utf-8")
+    assert "| `mine` | 50.0 (9.5 to 90.5, n 2) | 50.0 (9.5 to 90.5, n 2) |" in page
+    assert (tmp_path / "report" / "niah-depth-mine.png").is_file()
+    columns, rows, shares = depth_table(samples)
+    assert (columns, rows[0], rows[-1]) == (["1,024", "2,048"], "0 to 10", "90 to 100")
+    assert (shares[0], shares[5], shares[9]) == ([1.0, None], [0.0, None], [None, 0.5])
+
+
+def test_recipes_of_comparisons(tmp_path: Path) -> None:
+    quick, small = load_comparison("compare_quick"), load_comparison("compare_small")
+    assert (len(list(quick.cells())), len(list(small.cells()))) == (8, 76)
+    for cell in small.cells():
+        config = small.training(cell)
+        assert config.tokens == small.training(cell._replace(model="lstm")).tokens
+        assert small.facts(cell)["questions"]
+    with pytest.raises(RecipeError, match="did you mean compare_quick"):
+        load_comparison("compare_quik")
+    (tmp_path / "x.py").write_text("def comparison():\n    return 3\n")
+    with pytest.raises(RecipeError, match="gave a int, not a Comparison"):
+        load_comparison(tmp_path / "x.py")
+
+
+def test_effort_scales_the_steps_alone() -> None:
+    (one,) = with_effort(replace(grid(), contests={"recall": recall(10)}), 0.25).contests.values()
+    assert [stage.steps for stage in one.stages] == [2]
+    assert replace(one, stages=recall(10).stages) == recall(10)
