@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.evaluate.small_grid import bits, grid, recall
+from tests.small_model import build
 
+from fastweights.data.tokenizer import ByteTokenizer
 from fastweights.errors import UserError
 from fastweights.evaluate import contest as contests
 from fastweights.evaluate.contest import Cell, Comparison, with_effort
 from fastweights.evaluate.grid import GridStep, file_of, load_comparison, outcome, run_grid
+from fastweights.evaluate.perplexity import Document, evaluate_documents
 from fastweights.evaluate.report import depth_table, make_report
+from fastweights.evaluate.surprise import surprise_report
 from fastweights.train.optim import TrainingStopped
 from fastweights.train.recipes import RecipeError
 
@@ -155,6 +160,22 @@ def test_a_report_of_tasks_and_of_nothing(tmp_path: Path) -> None:
     columns, rows, shares = depth_table(samples)
     assert (columns, rows[0], rows[-1]) == (["1,024", "2,048"], "0 to 10", "90 to 100")
     assert (shares[0], shares[5], shares[9]) == ([1.0, None], [0.0, None], [None, 0.5])
+
+
+def test_a_report_of_what_was_read(tmp_path: Path) -> None:
+    texts = [Document(name, partial(list, [f"{name} is a text. " * 60])) for name in "ab"]
+    (tmp_path / "results").mkdir()
+    model, tokenizer = build(), ByteTokenizer()
+    found = evaluate_documents(model, tokenizer, "mine", texts, tmp_path / "results" / "texts.json")
+    felt = surprise_report(model, tokenizer, texts[0].open(), texts[1].open(), tokens=64, topic=16, window=4, passage=8)
+    content = {"kind": "surprise", "model": "mine"} | felt.to_dict()
+    (tmp_path / "results" / "felt.json").write_text(json.dumps(content))
+    made = make_report(tmp_path / "results", tmp_path / "report")
+    assert made.used == 2
+    page = made.page.read_text(encoding="utf-8")
+    assert f"| `texts` | mine | carried | 2 | {found['bits_per_byte']:.3f} (" in page
+    assert "| `felt, layer 0` |" in page
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.md", "perplexity.png", "surprise.png"}
 
 
 def test_recipes_of_comparisons(tmp_path: Path) -> None:

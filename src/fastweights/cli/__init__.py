@@ -18,7 +18,7 @@ from typing import Any
 import tyro
 from tyro.extras import SubcommandApp
 
-from fastweights.cli import catalogue, comparison, memory, runs
+from fastweights.cli import catalogue, comparison, language, memory, runs
 from fastweights.cli.terminal import note
 from fastweights.errors import FastweightsError, UserError
 
@@ -44,7 +44,8 @@ def app(words: Sequence[str]) -> SubcommandApp:
     for command in commands:
         found.command(command)
     evaluate = SubcommandApp()
-    evaluate.command(runs.cases)
+    for command in (runs.cases, language.perplexity, language.surprise):
+        evaluate.command(command)
     if words[:1] == ["evaluate"]:
         from fastweights.evaluate.text_tasks import TASKS
 

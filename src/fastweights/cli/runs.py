@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from fastweights.inference.session import Progress
 
 _INTERRUPTED = 130
-_DEFAULT_MODEL = "needle"
+DEFAULT_MODEL = "needle"
+"""The model that commands use where none is named."""
 
 
 def train(
@@ -81,7 +82,7 @@ def cases(
     /,
     *,
     json: Annotated[Path, arg(metavar="OUT")],
-    model: Annotated[str, arg(metavar="NAME|DIR")] = _DEFAULT_MODEL,
+    model: Annotated[str, arg(metavar="NAME|DIR")] = DEFAULT_MODEL,
     max_tokens: int = 64,
 ) -> None:
     """Read contexts, ask questions, and count the answers that contain an expected one.
@@ -125,7 +126,7 @@ def task(
     /,
     *,
     json: Annotated[Path, arg(metavar="OUT")],
-    model: Annotated[str, arg(metavar="NAME|DIR")] = _DEFAULT_MODEL,
+    model: Annotated[str, arg(metavar="NAME|DIR")] = DEFAULT_MODEL,
     lengths: Annotated[str, arg(metavar="2K,8K,...")] = "2K,8K",
     samples: int = 100,
     seed: int = 42,
@@ -200,7 +201,7 @@ def demo(
     documents: int = 1,
     text: Annotated[tuple[str, ...], arg(metavar="PATH...")] = (),
     seed: int = 0,
-    model: Annotated[str, arg(metavar="NAME|DIR")] = _DEFAULT_MODEL,
+    model: Annotated[str, arg(metavar="NAME|DIR")] = DEFAULT_MODEL,
     picture: Annotated[Path, arg(metavar="FILE.png")] = Path("demo.png"),
     json: bool = False,
 ) -> None:

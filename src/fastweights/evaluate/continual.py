@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate
 from typing import Any, NamedTuple
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from fastweights.data.tokenizer import Tokenizer
 from fastweights.errors import UserError
+from fastweights.evaluate.bits import PIECE, pieces_of, read_bits
 from fastweights.inference.generation import read_prompt
 from fastweights.inference.snapshot import blank, written
 from fastweights.models.language_model import LanguageModel, ModelState
@@ -29,11 +29,6 @@ from fastweights.tasks.continual import (
     forgetting,
     take_courses,
 )
-from fastweights.train.loss import token_losses
-from fastweights.train.task import Batch
-
-PIECE = 1024
-"""Tokens of a row that are read at a time."""
 
 _ASKED_TOGETHER = 64
 
@@ -210,41 +205,34 @@ def read_twice(
     book_a, book_b = _book(tokenizer, a), _book(tokenizer, b)
     done = 0
 
-    def read(book: _Book, state: ModelState) -> tuple[float, ModelState]:
+    def read(book: _Book, after: _Book | None = None, state: ModelState | None = None) -> tuple[float, ModelState]:
         nonlocal done
         bits = 0.0
-        for start in range(0, book.batch.ids.shape[1], piece):
-            part = book.batch.piece(start, start + piece).to(next(model.parameters()).device)
-            encoded = model.encode(part.ids, state)
-            losses, _ = token_losses(model, encoded.hidden, part)
-            bits += float(losses.double().sum()) / math.log(2)
-            state, done = encoded.state, done + part.ids.shape[1]
+        # Of the book before, the state has not read the last token.
+        first = [*([] if after is None else after.ids[-1:].tolist()), tokenizer.eos]
+        for part in read_bits(model, np.split(book.ids, range(piece, len(book.ids), piece)), first, state):
+            bits, state, done = bits + float(part.bits.sum()), part.state, done + len(part.ids)
             if on_read is not None:
                 on_read(done)
+        assert state is not None
         return bits / book.bytes, state
 
-    fresh = model.init_state(1)
-    first_a, after_a = read(book_a, fresh)
-    again, _ = read(book_a, after_a)
-    b_after_a, after_both = read(book_b, after_a)
-    second, _ = read(book_a, after_both)
-    first_b, after_b = read(book_b, fresh)
-    other, _ = read(book_a, after_b)
+    first_a, after_a = read(book_a)
+    again, _ = read(book_a, book_a, after_a)
+    b_after_a, after_both = read(book_b, book_a, after_a)
+    second, _ = read(book_a, book_b, after_both)
+    first_b, after_b = read(book_b)
+    other, _ = read(book_a, book_b, after_b)
     return BookReadings(first_a, first_b, again, b_after_a, other, second)
 
 
 class _Book(NamedTuple):
-    batch: Batch
+    ids: NDArray[np.int32]
     bytes: int
 
 
 def _book(tokenizer: Tokenizer, text: Iterable[str]) -> _Book:
-    """A book as one row in which every token but the first is predicted."""
-    ids = np.concatenate([[tokenizer.eos], *tokenizer.encode_stream([text] if isinstance(text, str) else text)])
-    if len(ids) == 1:
+    ids = np.concatenate([*pieces_of(tokenizer, text), np.zeros(0, np.int32)])
+    if not len(ids):
         raise UserError("a book is empty: there is nothing to read twice")
-    row = torch.from_numpy(ids.astype(np.int64))[None]
-    # The last token is read too, so that the next book finds it, but what follows it is no part of this one.
-    targets, weights = row.roll(-1, 1), torch.ones(row.shape)
-    weights[0, -1] = 0
-    return _Book(Batch(row, targets, weights), sum(len(tokenizer.token_bytes(token)) for token in ids.tolist()))
+    return _Book(ids, sum(len(tokenizer.token_bytes(token)) for token in ids.tolist()))

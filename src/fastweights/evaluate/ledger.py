@@ -95,3 +95,35 @@ class Ledger(ABC):
             if name != "model" and found.get(name) != value:
                 raise UserError(f"'{self.path}' holds results with another {name}: choose another file")
         self.results = mine
+
+
+class RecordedLedger(Ledger):
+    """Results that also say from which runs they are: command, date, machine and versions of each that added some.
+
+    Args:
+        path: As for `Ledger`.
+        facts: The same.
+        run: This one.
+
+    Attributes:
+        runs: All of them; a subclass puts them into its summary.
+    """
+
+    def __init__(self, path: Path, facts: dict[str, Any], run: dict[str, Any]) -> None:
+        self.run, self.runs = run, list[dict[str, Any]]()
+        super().__init__(path, facts)
+
+    def add(self, result: Result) -> None:
+        """Take up a result, and the run that it is from."""
+        if self.run not in self.runs:
+            self.runs.append(self.run)
+        super().add(result)
+
+    def taken_up(self, found: dict[str, Result], content: dict[str, Any]) -> dict[str, Result] | None:
+        """All that are whole."""
+        self.runs = list(content["runs"])
+        return found if all(map(self.is_whole, found.values())) else None
+
+    @abstractmethod
+    def is_whole(self, result: Result) -> bool:
+        """Whether a result in a file is one of this kind."""

@@ -1,7 +1,7 @@
 """A folder of results as one page: tables in Markdown, and pictures beside it.
 
-It knows the files of comparisons (`fastweights.evaluate.grid`) and of tasks (`fastweights.evaluate.runner`); others are
-left alone, and named.
+It knows the files of comparisons (`fastweights.evaluate.grid`), of tasks (`fastweights.evaluate.runner`), of documents
+(`fastweights.evaluate.perplexity`) and of surprise (`fastweights.evaluate.surprise`); others are left alone, and named.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from fastweights.evaluate.compare import markdown
 from fastweights.evaluate.grid import KIND
 from fastweights.evaluate.picture import can_draw, draw_curves, draw_heat_map
 from fastweights.evaluate.report_comparison import comparison_report
+from fastweights.evaluate.report_reading import perplexity_report, surprise_report
 from fastweights.models.durable import write_file
 
 PAGE = "report.md"
@@ -52,6 +53,7 @@ def make_report(results: Path, out: Path) -> ReportMade:
         raise UserError(f"there is no folder '{results}' with results")
     comparisons: dict[str, list[dict[str, Any]]] = {}
     tasks: dict[str, list[tuple[str, dict[str, Any]]]] = {}
+    reading: dict[str, list[tuple[str, dict[str, Any]]]] = {"perplexity": [], "surprise": []}
     others = []
     for path in sorted(results.rglob("*.json")):
         content = _content(path)
@@ -59,18 +61,22 @@ def make_report(results: Path, out: Path) -> ReportMade:
             comparisons.setdefault(path.parent.parent.name, []).append(content)
         elif {"task", "lengths", "results", "model"} <= content.keys():
             tasks.setdefault(content["task"], []).append((path.stem, content))
+        elif content.get("kind") in reading and (content["kind"] == "surprise" or content["done"]):
+            reading[content["kind"]].append((path.stem, content))
         else:
             others.append(path)
-    if not comparisons and not tasks:
-        raise UserError(f"'{results}' holds no results of a comparison or of a task")
+    if not comparisons and not tasks and not any(reading.values()):
+        raise UserError(f"'{results}' holds no results of a comparison, of a task or of documents")
     try:
         out.mkdir(parents=True, exist_ok=True)
         parts = [comparison_report(name, cells, out) for name, cells in comparisons.items()]
         parts += [_task_report(name, found, out) for name, found in tasks.items()]
+        parts += [perplexity_report(reading["perplexity"], out)] if reading["perplexity"] else []
+        parts += [surprise_report(reading["surprise"], out)] if reading["surprise"] else []
         write_file(out / PAGE, ("# Results\n\n" + "\n".join(parts)).encode())
     except OSError as error:
         raise UserError(f"the report cannot be written to '{out}': {(error.strerror or str(error)).lower()}") from error
-    used = sum(map(len, comparisons.values())) + sum(map(len, tasks.values()))
+    used = sum(len(found) for kind in (comparisons, tasks, reading) for found in kind.values())
     return ReportMade(out / PAGE, used, tuple(others))
 
 

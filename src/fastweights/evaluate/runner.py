@@ -13,7 +13,7 @@ import torch
 from fastweights.data.tokenizer import Tokenizer
 from fastweights.errors import UserError
 from fastweights.evaluate.cells import circumstances
-from fastweights.evaluate.ledger import Ledger, Result
+from fastweights.evaluate.ledger import RecordedLedger, Result
 from fastweights.evaluate.text_tasks import Asked, Maker, samples_of
 from fastweights.inference.session import Progress, Session
 from fastweights.models.language_model import LanguageModel
@@ -145,29 +145,13 @@ def _result(asked: Asked, index: int, tokens: int, answer: str, read: int) -> Re
     }
 
 
-class _Samples(Ledger):
+class _Samples(RecordedLedger):
     """The results of the samples of a task."""
 
     what = "this task"
 
-    def __init__(self, path: Path, facts: dict[str, Any], run: dict[str, Any]) -> None:
-        self.runs: list[dict[str, Any]] = []
-        super().__init__(path, facts)
-        self.run = run
-
-    def add(self, result: Result) -> None:
-        """Take up a result, and the run that it is from."""
-        if self.run not in self.runs:
-            self.runs.append(self.run)
-        super().add(result)
-
-    def taken_up(self, found: dict[str, Result], content: dict[str, Any]) -> dict[str, Result] | None:
-        """All of them; also those of lengths that are not asked for now."""
-        self.runs = list(content["runs"])
-        whole = all(
-            result["scores"] and key == _key(result["tokens"], result["index"]) for key, result in found.items()
-        )
-        return found if whole else None
+    def is_whole(self, result: Result) -> bool:
+        return bool(result["scores"]) and result["key"] == _key(result["tokens"], result["index"])
 
     def in_order(self) -> Sequence[Result]:
         return sorted(self.results.values(), key=lambda result: (result["tokens"], result["index"]))
