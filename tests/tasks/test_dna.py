@@ -71,10 +71,10 @@ def test_species_are_asked_at_the_end(folder: Path) -> None:
     assert np.array_equal(again.ids, rows.ids)
 
 
-def test_a_short_genome_may_have_no_test(tmp_path: Path) -> None:
+def test_a_short_genome_may_have_nothing_to_train_on(tmp_path: Path) -> None:
     """Its only block belongs to one of the parts."""
     (tmp_path / "a.fa").write_text(">x\nACGT\n")
     paths = [str(tmp_path / "a.fa")]
-    assert len(read_genomes(paths, "train")[0].blocks) == 1
-    with pytest.raises(UserError, match="has no block of 1 bases for the part test"):
-        read_genomes(paths, "test")
+    assert len(read_genomes(paths, "test")[0].blocks) == 1
+    with pytest.raises(UserError, match="has no block of 1 bases for the part train"):
+        read_genomes(paths, "train")
