@@ -45,12 +45,13 @@ def test_surprise_of_two_files(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("a.txt", "b.txt"):
-        Path(name).write_text(f"This is {name}, line by line. " * 100)
-    words = ("surprise", "--model", model, "--json", "s.json", "--text", "a.txt", "b.txt", "--tokens", "2048")
+        Path(name).write_text(f"This is {name}, line by line. " * 200)
+    words = ("surprise", "--model", model, "--json", "s.json", "--text", "a.txt", "b.txt", "--tokens", "4096")
     assert call(monkeypatch, *words) == 0
     assert "rank correlation with bits" in capsys.readouterr().out
     found = json.loads(Path("s.json").read_bytes())
-    assert (found["kind"], found["tokens"], found["texts"]) == ("surprise", 2048, ["a.txt", "b.txt"])
+    assert (found["kind"], found["tokens"], found["texts"]) == ("surprise", 4096, ["a.txt", "b.txt"])
+    assert {"command", "date", "machine", "versions"} <= found.keys()
     assert len(found["correlation"]) == len(found["switches"]) == len(found["repetitions"]) == 1
 
 
@@ -62,6 +63,8 @@ def test_surprise_of_two_files(
         (("perplexity", "--json", "x", "--text", "a", "--wikitext", "b"), "not both"),
         (("perplexity", "--json", "x", "--max-tokens", "-1"), "must be 0 or more"),
         (("surprise", "--json", "x", "--text", "only.txt"), "on two texts, not on 1"),
+        (("surprise", "--json", "none/x"), "a folder that exists"),
+        (("surprise", "--json", "."), "name a file"),
     ],
 )
 def test_bad_input_gets_a_sentence(

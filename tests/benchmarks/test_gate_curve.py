@@ -188,3 +188,15 @@ def test_the_tables_and_the_curves(tmp_path: Path) -> None:
 def test_settings_are_json_values_and_streams_reach_two_million_tokens() -> None:
     assert json.loads(json.dumps(settings(1.0))) == settings(1.0)
     assert max(LENGTHS) == 2**21
+
+
+def test_the_documentation_shows_what_the_results_hold() -> None:
+    root = Path(__file__).resolve().parents[2]
+    cells = json.loads((root / "results" / "gate_curve.json").read_text(encoding="utf-8"))["cells"]
+    table = render(cells)
+    assert (root / "results" / "gate_curve.md").read_text(encoding="utf-8") == table
+    page = (root / "docs" / "how_to_choose.md").read_text(encoding="utf-8")
+    section = page.split("## Gates that shut")[1].split("\n## ")[0]
+    shown = [line for line in section.splitlines() if line.startswith("|")]
+    assert len(shown) == 2 * (len(MEMORIES) * len(GATES) + 2)
+    assert set(shown) <= set(table.splitlines())

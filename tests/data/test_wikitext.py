@@ -28,7 +28,7 @@ def test_pages_begin_with_titles_of_the_first_level(tmp_path: Path) -> None:
     (tmp_path / "wiki.raw").write_text(RAW, encoding="utf-8")
     pages = list(read_wikitext(tmp_path / "wiki.raw"))
     assert [page.title for page in pages] == ["Robert Boulter", "Du Fu"]
-    assert "".join(page.raw for page in pages) == RAW[2:]
+    assert "\n".join(page.raw for page in pages) == RAW[2:]
     assert "= = Career = =" in pages[0].raw
     assert pages[1].text == " = Du Fu =\n\nDu Fu (Chinese: 杜甫) was the poets' poet.\n"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import torch
 from tests.small_model import build
 
 from fastweights.data.tokenizer import ByteTokenizer
-from fastweights.errors import UserError
+from fastweights.errors import FastweightsError, UserError
 from fastweights.evaluate import perplexity
 from fastweights.evaluate.bits import pieces_of, read_bits
 from fastweights.evaluate.perplexity import (
     FIRST_BUCKET,
     Document,
     DocumentStep,
+    bits_per_byte,
     evaluate_documents,
     interval_of,
     novel_documents,
@@ -93,6 +95,54 @@ def test_a_cut_document_counts_what_was_read() -> None:
     assert found["bits"] == pytest.approx(sum(by_hand(TEXT)[:100]), rel=1e-6)
 
 
+def test_a_document_cut_inside_a_character_has_the_bytes_of_its_tokens() -> None:
+    found = score_document(small(), BYTES, document("aé" * 20), max_tokens=2)
+    assert (found["tokens"], found["bytes"], found["words"]) == (2, 2, 1)
+
+
+@pytest.mark.parametrize("limit", [0, 30, 1000])
+def test_a_limit_that_cuts_nothing_changes_nothing(limit: int) -> None:
+    page = Document("page", lambda: ["a, b. " * 5], lambda: [" a , b . " * 5])
+    found = score_document(small(), BYTES, page, limit)
+    assert (found["tokens"], found["bytes"], found["words"]) == (30, 45, 22)
+    assert score_document(small(), BYTES, page, 29)["bytes"] == 29
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 1000])
+def test_words_are_counted_the_same_in_any_pieces(size: int) -> None:
+    text = "  One two\n\nthree\u2003 four.\t"
+    pieces = [text[start : start + size] for start in range(0, len(text), size)]
+    found = score_document(small(), BYTES, Document("a", lambda: pieces))
+    assert (found["words"], found["bytes"]) == (len(re.split(r"\s+", text)), len(text.encode()))
+
+
+def test_texts_in_memory_cost_what_documents_do(tmp_path: Path) -> None:
+    texts = {"a": TEXT, "b": "Another book. " * 9, "c": "No. " * 50}
+    written = evaluate(tmp_path / "out.json", texts, max_tokens=200, reset_every=60)
+    found = bits_per_byte(small().train(), BYTES, list(texts.values()), max_tokens=200, reset_every=60)
+    assert found.bits_per_byte == pytest.approx(written["bits_per_byte"], abs=1e-4)
+    assert (found.low, found.high) == pytest.approx(tuple(written["interval"]), abs=1e-4)
+    assert (found.tokens, found.bytes) == (200 + 126 + 200, 200 + 126 + 200)
+    with pytest.raises(UserError, match="at least one text"):
+        bits_per_byte(small(), BYTES, [])
+    for negative in ({"max_tokens": -1}, {"reset_every": -1}):
+        with pytest.raises(UserError, match="must be 0 or more"):
+            bits_per_byte(small(), BYTES, [TEXT], **negative)
+
+
+def test_a_model_that_diverged_is_told_from_one_that_is_bad(tmp_path: Path) -> None:
+    bad = small()
+    with torch.no_grad():
+        bad.head.weight.mul_(1e6)
+    found = evaluate_documents(bad, BYTES, "bad", [document()], tmp_path / "bad.json")
+    assert found["token_perplexity"] == found["word_perplexity"] == float(f"{2.0**1000:.6g}")
+    with torch.no_grad():
+        bad.head.weight.fill_(math.nan)
+    with pytest.raises(FastweightsError, match="not finite"):
+        evaluate_documents(bad, BYTES, "worse", [document()], tmp_path / "worse.json")
+    assert json.loads((tmp_path / "worse.json").read_bytes())["done"] == 0
+
+
 def evaluate(output: Path, texts: dict[str, str], **options: Any) -> dict[str, Any]:
     documents = [document(text, name) for name, text in texts.items()]
     return evaluate_documents(small(), BYTES, "small", documents, output, **options)
@@ -160,5 +210,5 @@ def test_documents_are_novels_files_or_pages(tmp_path: Path) -> None:
     pages = wikitext_documents(tmp_path / "wiki.raw")
     assert [page.name for page in pages] == ["0 A", "1 B"]
     scored = score_document(small(), BYTES, pages[0])
-    assert scored["bytes"] == len(" = A = \n\n a , b \n\n")
-    assert scored["tokens"] == len("= A =\n\na, b\n\n") + 1
+    assert scored["bytes"] == len(" = A = \n\n a , b \n")
+    assert scored["tokens"] == len("= A =\n\na, b\n") + 1

@@ -67,11 +67,38 @@ def test_switches_and_repetitions_are_told_apart(monkeypatch: pytest.MonkeyPatch
     report = surprise_report(model, BYTES, [A], [B], tokens=64, topic=16, window=4, passage=8, repetitions=3)
     assert calls == [64, 64, 24]
     assert report.correlation[0] == pytest.approx(1.0)
-    behind, elsewhere = report.switches[0].surprise
-    assert (behind.mean, behind.number, elsewhere.mean, elsewhere.number) == (5.0, 12, 1.0, 48)
-    assert [mean.mean for mean in report.switches[0].write] == [0.25, 0.25]
+    around = report.switches[0].surprise
+    assert [(one.mean, one.number) for one in around] == [(1, 3), (5, 3), (1, 8), (4, 3)]
+    assert [mean.mean for mean in report.switches[0].write] == [0.25, 0.25, 0.25, 0.0]
+    assert math.isnan(rank_correlation([1, 1], [1, 2]))
+    assert report._replace(correlation=(math.nan,)).to_dict()["correlation"] == [None]
     assert report.repetitions == ((1.0, 0.5, 0.25),)
     assert report.to_dict()["repetitions"] == [[1.0, 0.5, 0.25]]
+
+
+def test_intervals_do_not_take_neighbours_for_independent() -> None:
+    """A quantity that drifts slowly, as norms do: the interval of a mean that is the same everywhere must hold it."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(200):
+        drift = np.repeat(rng.normal(size=(24, 16)), 16, axis=1)  # topics of 256 tokens, all of a window alike
+        held += abs((mean := module._response(drift, 16).behind).mean) < mean.half
+    assert 176 <= held <= 200
+
+
+def test_what_was_rejected_surprises_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, ids = build().eval(), BYTES.encode_array(A[:20])
+    encode = model.encode
+
+    def rejecting(*given: object, **options: object) -> object:
+        encoded = encode(*given, **options)  # type: ignore[arg-type]
+        (felt,) = encoded.surprise
+        norm = felt.gradient_norm.clone()
+        norm[..., 4], norm[..., 6] = math.nan, math.inf
+        return encoded._replace(surprise=(felt._replace(gradient_norm=norm),))
+
+    monkeypatch.setattr(model, "encode", rejecting)
+    stream = feel(model, BYTES, ids)
+    assert [int(place) for place in np.flatnonzero(stream.surprise[0] == 0)] == [3, 5]
 
 
 def test_a_memory_that_corrects_is_less_surprised_by_what_it_has_read() -> None:
@@ -86,14 +113,16 @@ def test_a_memory_that_corrects_is_less_surprised_by_what_it_has_read() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"window": 16}, "0 < window < topic"),
-        ({"tokens": 20}, "two topics in the tokens"),
+        ({"window": 6}, "three windows in a topic"),
+        ({"tokens": 63}, r"four topics \(64\)"),
+        ({"passage": 65}, "a passage in the 64 tokens"),
+        ({"repetitions": 1}, "two repetitions"),
         ({"tokens": 5000}, "too few to read"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options: dict[str, int], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        surprise_report(build(), BYTES, [A], [B], topic=16, passage=8, **({"tokens": 64, "window": 4} | options))  # type: ignore[arg-type]
+        surprise_report(build(), BYTES, [A], [B], topic=16, **({"tokens": 64, "window": 4, "passage": 8} | options))  # type: ignore[arg-type]
 
 
 def test_a_model_without_a_memory_is_refused() -> None:

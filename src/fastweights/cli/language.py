@@ -15,6 +15,7 @@ from fastweights.errors import UserError
 
 if TYPE_CHECKING:
     from fastweights.evaluate.perplexity import DocumentStep
+    from fastweights.evaluate.surprise import Response, SurpriseReport
 
 
 def perplexity(
@@ -48,8 +49,6 @@ def perplexity(
 
     if text and wikitext:
         raise UserError("name texts or a file of WikiText, not both")
-    if min(max_tokens, reset_every) < 0:
-        raise UserError("max-tokens and reset-every must be 0 or more")
     documents = wikitext_documents(wikitext) if wikitext else text_documents(text) if text else novel_documents()
     opened = open_model(model)
     with Meter("reading") as meter:
@@ -98,11 +97,16 @@ def surprise(
     """
     from json import dumps
 
+    from torch import get_num_threads
+
+    from fastweights.evaluate.cells import circumstances
     from fastweights.evaluate.perplexity import novel_documents, text_documents
     from fastweights.evaluate.surprise import surprise_report
     from fastweights.inference.opening import open_model
     from fastweights.models.durable import write_file
 
+    if not json.absolute().parent.is_dir() or json.is_dir():
+        raise UserError(f"the numbers cannot be written to '{json}': name a file in a folder that exists")
     documents = text_documents(text) if text else novel_documents()[:2]
     if len(documents) != 2:
         raise UserError(f"surprise is compared on two texts, not on {len(documents)}: name two files")
@@ -118,30 +122,32 @@ def surprise(
         )
     facts: dict[str, Any] = {"kind": "surprise", "model": opened.name, "fingerprint": opened.model.fingerprint()}
     facts |= {"texts": [document.name for document in documents], "command": shlex.join(["fastweights", *sys.argv[1:]])}
+    device = next(opened.model.parameters()).device
+    facts |= circumstances(str(device), get_num_threads())
     try:
         write_file(json, (dumps(facts | found.to_dict(), indent=1) + "\n").encode())
     except OSError as error:
         raise UserError(
             f"the numbers cannot be written to '{json}': {(error.strerror or str(error)).lower()}"
         ) from error
+    _show_surprise(found)
+
+
+def _show_surprise(found: SurpriseReport) -> None:
+    layers = zip(found.correlation, found.switches, found.repetitions, strict=True)
     rows = [
         (
             layer,
             f"{correlation:.2f}",
-            "{:.3g} / {:.3g}".format(*(mean.mean for mean in switches.surprise)),
-            "{:.3g} / {:.3g}".format(*(mean.mean for mean in switches.write)),
-            "{:.3g} / {:.3g}".format(*(mean.mean for mean in switches.forget)),
+            *map(_around, switches),
             f"{repeated[-1] / repeated[0]:.2f}" if repeated[0] else "",
         )
-        for layer, (correlation, switches, repeated) in enumerate(
-            zip(found.correlation, found.switches, found.repetitions, strict=True)
-        )
+        for layer, (correlation, switches, repeated) in enumerate(layers)
     ]
-    titles = (
-        "layer",
-        "rank correlation with bits",
-        "surprise behind a switch / elsewhere",
-        "write gate",
-        "forget gate",
-    )
-    table((*titles, "last reading of a passage to its first"), rows)
+    titles = "layer", "rank correlation with bits", "surprise: change at a switch, before / behind / elsewhere"
+    table((*titles, "write gate", "forget gate", "last reading of a passage to its first"), rows)
+
+
+def _around(response: Response) -> str:
+    means = " / ".join(f"{mean.mean:.3g}" for mean in response[:3])
+    return f"{response.change.mean:+.2g} ± {response.change.half:.2g}, {means}"

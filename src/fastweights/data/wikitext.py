@@ -69,7 +69,8 @@ def read_wikitext(path: str | Path) -> Iterator[Page]:
     starts = [found.start() for found in _TITLE.finditer(content)]
     if not starts:
         raise UserError(f"'{path}' has no pages of WikiText: each begins with a line such as ' = Title = '")
-    for start, end in zip(starts, [*starts[1:], len(content)], strict=True):
+    # The line break before a title belongs to no page.
+    for start, end in zip(starts, [*(start - 1 for start in starts[1:]), len(content)], strict=True):
         raw = content[start:end]
         yield Page(raw.split("\n", 1)[0].strip(" ="), raw, plain(raw))
 

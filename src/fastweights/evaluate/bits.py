@@ -16,6 +16,7 @@ from torch import Tensor
 
 from fastweights.core.types import Surprise
 from fastweights.data.tokenizer import Ids, Tokenizer
+from fastweights.errors import FastweightsError
 from fastweights.models.language_model import LanguageModel, ModelState
 from fastweights.train.loss import token_losses
 from fastweights.train.task import Batch
@@ -73,6 +74,9 @@ def read_bits(
             not read of the text before.
         state: to start from; None starts afresh.
         surprise: also give the surprise streams.
+
+    Raises:
+        FastweightsError: what the model predicts is not finite.
     """
     device = next(model.parameters()).device
     for piece in pieces:
@@ -82,5 +86,7 @@ def read_bits(
         batch = Batch(tokens[:, :-1], tokens[:, 1:], asked).to(device)
         encoded = model.encode(batch.ids, state, surprise=surprise)
         losses, _ = token_losses(model, encoded.hidden, batch)
+        if not losses.isfinite().all():
+            raise FastweightsError("the model's predictions are not finite: its training has diverged, or its memory")
         state, first = encoded.state, piece[-1:].tolist()
         yield PieceRead(piece, losses.double().cpu() / math.log(2), state, encoded.surprise)

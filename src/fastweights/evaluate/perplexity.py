@@ -26,6 +26,7 @@ FIRST_BUCKET = 256
 """Tokens of the first bucket; every further one ends at twice the place."""
 
 _RESAMPLED = 1000
+_SPACE = re.compile(r"\s+")
 
 
 class Document(NamedTuple):
@@ -40,6 +41,24 @@ class Document(NamedTuple):
     name: str
     open: Callable[[], Iterable[str]]
     raw: Callable[[], Iterable[str]] | None = None
+
+
+class TextCost(NamedTuple):
+    """What texts cost a model.
+
+    Attributes:
+        bits_per_byte: Of all of them together.
+        low: End of its 95 % interval; see `interval_of`.
+        high: The other end.
+        tokens: That were predicted.
+        bytes: That they stand for.
+    """
+
+    bits_per_byte: float
+    low: float
+    high: float
+    tokens: int
+    bytes: int
 
 
 class DocumentStep(NamedTuple):
@@ -116,8 +135,10 @@ def evaluate_documents(
         documents: Each begins with an empty memory.
         output: The results: bits per byte, perplexity per word and per token, all that by place in the document, and
             the same of every document.
-        max_tokens: Documents are cut there; 0 reads all. Words and bytes are then those of the tokens that were read.
-        reset_every: The model forgets everything after so many tokens; 0 carries the memory to the document's end.
+        max_tokens: Documents are cut there; 0 reads all. Words and bytes of a document that was cut are those of the
+            tokens that were read.
+        reset_every: The model forgets everything after so many tokens, and begins again behind an end-of-text token; 0
+            carries the memory to the document's end.
         command: What was typed; kept with date, machine and versions of every run that added documents.
         on_step: Called after each piece.
 
@@ -125,9 +146,11 @@ def evaluate_documents(
         What is in `output` at the end. ``bits_per_byte`` has a 95 % interval: documents drawn again with replacement.
 
     Raises:
-        UserError: No documents, two of one name, an empty one; an `output` that belongs to another model or other
-            documents, or cannot be written.
+        UserError: No documents, two of one name, an empty one; a negative number; an `output` that belongs to another
+            model or other documents, or cannot be written.
+        FastweightsError: The model's predictions are not finite.
     """
+    _check(max_tokens, reset_every)
     names = [document.name for document in documents]
     if not names or len(set(names)) < len(names):
         raise UserError("bits are counted over documents with different names, at least one")
@@ -163,6 +186,31 @@ def evaluate_documents(
     return written
 
 
+def bits_per_byte(
+    model: LanguageModel, tokenizer: Tokenizer, texts: Sequence[str], *, max_tokens: int = 0, reset_every: int = 0
+) -> TextCost:
+    """What texts cost a model; nothing is written.
+
+    Args:
+        model: Reads; put into evaluation mode.
+        tokenizer: The one it was trained with.
+        texts: Each begins with an empty memory.
+        max_tokens: As for `evaluate_documents`.
+        reset_every: The same.
+
+    Raises:
+        UserError: No texts, an empty one, or a negative number.
+        FastweightsError: The model's predictions are not finite.
+    """
+    if not texts:
+        raise UserError("bits are counted over at least one text")
+    model.eval()
+    documents = [Document(f"text {number}", partial(list, [text])) for number, text in enumerate(texts)]
+    results = [score_document(model, tokenizer, document, max_tokens, reset_every) for document in documents]
+    tokens, size = (sum(result[name] for result in results) for name in ("tokens", "bytes"))
+    return TextCost(_bits_per_byte(results), *interval_of(results), tokens, size)
+
+
 def score_document(
     model: LanguageModel,
     tokenizer: Tokenizer,
@@ -171,49 +219,57 @@ def score_document(
     reset_every: int = 0,
     on_read: Callable[[int], None] = lambda tokens: None,
 ) -> Result:
-    """What one document costs; see `evaluate_documents`.
+    """What one document costs; see `evaluate_documents`. Held in memory are a piece, and ``max_tokens`` ids.
 
     Returns:
         ``bits``, ``tokens``, ``bytes`` and ``words``, and ``buckets``: ``[tokens, bits, bytes]`` of the tokens before
         place `FIRST_BUCKET`, from there to twice that place, and so on.
 
     Raises:
-        UserError: The document is empty.
+        UserError: The document is empty, or a number is negative.
+        FastweightsError: The model's predictions are not finite.
     """
+    _check(max_tokens, reset_every)
     buckets: list[list[float]] = []
     read: list[Ids] = []
-    state, first = None, [tokenizer.eos]
+    state, first, cut = None, [tokenizer.eos], False
     for start, ids in _cut(pieces_of(tokenizer, document.open(), PIECE), max_tokens, reset_every):
+        if max_tokens and start >= max_tokens:
+            cut = True
+            break
         if reset_every and start % reset_every == 0:
             state, first = None, [tokenizer.eos]
         (part,) = read_bits(model, [ids], first, state)
         state, first = part.state, ids[-1:].tolist()
         _fill(buckets, start, part.bits.numpy(), tokenizer, ids)
-        read.append(ids)
+        if max_tokens:
+            read.append(ids)
         on_read(len(ids))
-    if not read:
+    if not buckets:
         raise UserError(f"'{document.name}' is empty: there is nothing to predict")
-    raw = "".join((document.raw or document.open)()) if not max_tokens else _text(tokenizer, read)
-    tokens, bits, _ = (sum(column) for column in zip(*buckets, strict=True))
+    tokens, bits, size = (sum(column) for column in zip(*buckets, strict=True))
+    raw_size, words = _counts([_text(tokenizer, read)] if cut else (document.raw or document.open)())
     return {
         "key": document.name,
         "tokens": tokens,
         "bits": round(bits, 3),
-        "bytes": len(raw.encode("utf-8", "surrogatepass")),
-        "words": len(re.split(r"\s+", raw)),
+        # The text of a document that was cut inside a character has another size than its tokens.
+        "bytes": size if cut else raw_size,
+        "words": words,
         "buckets": [[count, round(cost, 3), size] for count, cost, size in buckets],
     }
 
 
 def _cut(pieces: Iterable[Ids], max_tokens: int, reset_every: int) -> Iterator[tuple[int, Ids]]:
-    """The pieces and the places where they start, also cut where the model forgets and where the limit is."""
+    """The pieces and the places where they start, also cut where the model forgets and where the limit is.
+
+    What is behind the limit is for the caller to leave.
+    """
     place = 0
     for piece in pieces:
         while len(piece):
             room = reset_every - place % reset_every if reset_every else len(piece)
-            room = min(room, max_tokens - place) if max_tokens else room
-            if room == 0:
-                return
+            room = min(room, max_tokens - place) if place < max_tokens else room
             yield place, piece[:room]
             place += len(piece[:room])
             piece = piece[room:]
@@ -231,6 +287,25 @@ def _fill(buckets: list[list[float]], start: int, bits: np.ndarray, tokenizer: T
         buckets[number][0] += int(here.sum())
         buckets[number][1] += float(bits[here].sum())
         buckets[number][2] += int(sizes[here].sum())
+
+
+def _check(max_tokens: int, reset_every: int) -> None:
+    if min(max_tokens, reset_every) < 0:
+        raise UserError("the most tokens of a document, and those between two resets, must be 0 or more")
+
+
+def _counts(pieces: Iterable[str]) -> tuple[int, int]:
+    """Bytes and words of a text in pieces. Words are what stands between white space, an empty one at either end too.
+
+    So counts lm-evaluation-harness.
+    """
+    size, words, after_space = 0, 1, False
+    for piece in pieces:
+        if piece:
+            size += len(piece.encode("utf-8", "surrogatepass"))
+            words += len(_SPACE.findall(piece)) - (after_space and piece[0].isspace())
+            after_space = piece[-1].isspace()
+    return size, words
 
 
 def _text(tokenizer: Tokenizer, read: Sequence[Ids]) -> str:
@@ -265,10 +340,15 @@ def _summary(results: Sequence[Result]) -> dict[str, Any]:
     return {
         "bits_per_byte": round(_bits_per_byte(results), 4),
         "interval": [round(end, 4) for end in interval_of(results)] if len(results) > 1 else None,
-        "token_perplexity": round(2 ** (bits / tokens), 3),
-        "word_perplexity": float(f"{2.0 ** min(bits / words, 1000.0):.6g}"),
+        "token_perplexity": _perplexity(bits / tokens),
+        "word_perplexity": _perplexity(bits / words),
         "places": places,
     }
+
+
+def _perplexity(bits: float) -> float:
+    """To six digits; what is beyond all floats ends at 2 ** 1000."""
+    return float(f"{2.0 ** min(bits, 1000.0):.6g}")
 
 
 def _bits_per_byte(results: Sequence[Result]) -> float:

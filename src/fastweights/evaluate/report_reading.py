@@ -41,10 +41,19 @@ def surprise_report(found: Named, folder: Path) -> str:
         layers = zip(content["correlation"], content["switches"], content["repetitions"], strict=True)
         for number, (correlation, switches, repeated) in enumerate(layers):
             name = f"{stem}, layer {number}"
-            rows[name] = [f"{correlation:.2f}", *(_pair(switches[part]) for part in ("surprise", "write", "forget"))]
+            shown = "-" if correlation is None else f"{correlation:.2f}"
+            rows[name] = [shown, *(_around(switches[part]) for part in ("surprise", "write", "forget"))]
             curves[name] = [(reading + 1, mean / max(repeated[0], 1e-30)) for reading, mean in enumerate(repeated)]
-    titles = ["rank correlation with bits", "surprise behind a switch / elsewhere", "write gate", "forget gate"]
-    lines = ["## Surprise\n", "Norm of the inner gradient at a token; means with half of their 95 % interval.\n"]
+    titles = [
+        "rank correlation with bits",
+        "surprise before / behind a switch / elsewhere",
+        "write gate",
+        "forget gate",
+    ]
+    lines = [
+        "## Surprise\n",
+        "Norm of the inner gradient at a token; means over windows with half of their 95 % interval.\n",
+    ]
     lines.append(markdown(titles, rows))
     if can_draw():
         labels = "reading of the same passage", "surprise, share of the first reading"
@@ -53,5 +62,6 @@ def surprise_report(found: Named, folder: Path) -> str:
     return "\n".join(lines)
 
 
-def _pair(means: Sequence[dict[str, Any]]) -> str:
+def _around(response: dict[str, dict[str, Any]]) -> str:
+    means = (response[where] for where in ("before", "behind", "elsewhere"))
     return " / ".join(f"{one['mean']:.3g} ± {one['half']:.2g}" for one in means)

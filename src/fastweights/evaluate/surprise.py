@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
+from fastweights.core.types import Surprise
 from fastweights.data.tokenizer import Ids, Tokenizer
 from fastweights.errors import UserError
 from fastweights.evaluate.bits import PIECE, pieces_of, read_bits
@@ -38,25 +40,38 @@ class Stream(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A mean and half of its 95 % interval, as if all that is counted were independent."""
+    """A mean over windows and half of its 95 % interval, as if windows were independent.
+
+    Tokens are not: neighbours resemble each other, and an interval over them would be several times too narrow.
+    """
 
     mean: float
     half: float
     number: int
 
 
-class Switches(NamedTuple):
-    """What a layer did in the first tokens of a new topic, and elsewhere.
+class Response(NamedTuple):
+    """A quantity around switches.
 
     Attributes:
-        surprise: pairs (behind a switch, elsewhere).
-        write: the same of the write gate.
-        forget: the same of the forget gate.
+        before: in the last window of each topic.
+        behind: in the first one of the next.
+        elsewhere: in windows that touch no switch.
+        change: from before to behind, switch by switch.
     """
 
-    surprise: tuple[Mean, Mean]
-    write: tuple[Mean, Mean]
-    forget: tuple[Mean, Mean]
+    before: Mean
+    behind: Mean
+    elsewhere: Mean
+    change: Mean
+
+
+class Switches(NamedTuple):
+    """What a layer did around switches: its surprise, its write gate, its forget gate."""
+
+    surprise: Response
+    write: Response
+    forget: Response
 
 
 class SurpriseReport(NamedTuple):
@@ -75,12 +90,15 @@ class SurpriseReport(NamedTuple):
     repetitions: tuple[tuple[float, ...], ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain JSON values."""
+        """As plain JSON values; None for a correlation that there is none of, since something never changed."""
         return {
             "tokens": self.tokens,
-            "correlation": [round(share, 4) for share in self.correlation],
+            "correlation": [None if math.isnan(one) else round(one, 4) for one in self.correlation],
             "switches": [
-                {name: [one._asdict() for one in pair] for name, pair in layer._asdict().items()}
+                {
+                    part: {where: mean._asdict() for where, mean in response._asdict().items()}
+                    for part, response in layer._asdict().items()
+                }
                 for layer in self.switches
             ],
             "repetitions": [[float(f"{mean:.5g}") for mean in layer] for layer in self.repetitions],
@@ -103,7 +121,7 @@ def surprise_report(
     """Read two texts in three ways.
 
     The first one as it is: do surprise and bits go together? Both in turns, ``topic`` tokens of each: what happens
-    behind a switch? And the first ``passage`` tokens of it again and again.
+    around a switch? And the first ``passage`` tokens of it again and again.
 
     Args:
         model: has a memory with gates; put into evaluation mode.
@@ -111,8 +129,8 @@ def surprise_report(
         first: a text in pieces.
         second: another one.
         tokens: to read of the first text, and of both in turns.
-        topic: tokens between two switches.
-        window: tokens that count as "behind a switch".
+        topic: tokens between two switches, at least three windows.
+        window: tokens that count as "before a switch" and as "behind" it.
         passage: tokens that are repeated.
         repetitions: readings of them in a row.
         on_read: called with the tokens read so far.
@@ -124,8 +142,11 @@ def surprise_report(
     """
     if not model.config.has_memory:
         raise UserError(f"a model of wiring {model.config.wiring!r} has no memory, so nothing surprises it")
-    if not 0 < window < topic or 2 * topic > tokens or passage < 1 or repetitions < 2:
-        raise UserError("surprise needs 0 < window < topic, two topics in the tokens, a passage, and two repetitions")
+    if not 0 < 3 * window <= topic or 4 * topic > tokens or not 1 <= passage <= tokens or repetitions < 2:
+        raise UserError(
+            f"surprise needs three windows in a topic, four topics ({4 * topic:,}) and a passage in the {tokens:,} "
+            "tokens, and two repetitions"
+        )
     whole, other = _taken(tokenizer, first, tokens), _taken(tokenizer, second, tokens // 2)
     done = 0
 
@@ -172,12 +193,17 @@ def feel(
     padded = np.append(ids, ids[-1:])
     for part in read_bits(model, np.split(padded, range(PIECE, len(padded), PIECE)), [tokenizer.eos], surprise=True):
         bits.append(part.bits.numpy())
-        gates = [[felt.gradient_norm, felt.lr / model.config.rule.lr_max, 1.0 - felt.retain] for felt in part.surprise]
+        gates = [[_norm(felt), felt.lr / model.config.rule.lr_max, 1.0 - felt.retain] for felt in part.surprise]
         streams.append(np.array([[field[0].double().mean(0).cpu().numpy() for field in layer] for layer in gates]))
         on_read(len(part.ids))
     # The piece's surprise is that of the tokens before its own: it begins with `eos`.
     found = np.concatenate(streams, -1)[:, :, 1:]
     return Stream(np.concatenate(bits)[:-1], found[:, 0], found[:, 1], found[:, 2])
+
+
+def _norm(felt: Surprise) -> Tensor:
+    """The norm of the gradient; of tokens that were rejected 0, as in `fastweights.inference.surprise`."""
+    return felt.gradient_norm.masked_fill(felt.rejected | ~felt.gradient_norm.isfinite(), 0)
 
 
 def _taken(tokenizer: Tokenizer, text: Iterable[str], count: int) -> Ids:
@@ -195,19 +221,20 @@ def _turns(ids: Ids, topic: int) -> Iterator[Ids]:
 
 
 def _switches(stream: Stream, layer: int, topic: int, window: int) -> Switches:
-    place = np.arange(len(stream.bits))
-    # The very first topic is no switch, and its beginning is not "elsewhere" either.
-    behind = (place % topic < window) & (place >= topic)
-    elsewhere = place % topic >= window
+    parts = (stream.surprise, stream.write, stream.forget)
+    return Switches(*(_response(part[layer].reshape(-1, topic), window) for part in parts))
 
-    def pair(values: Floats) -> tuple[Mean, Mean]:
-        return _mean(values[layer][behind]), _mean(values[layer][elsewhere])
 
-    return Switches(pair(stream.surprise), pair(stream.write), pair(stream.forget))
+def _response(topics: Floats, window: int) -> Response:
+    """From ``[topics, tokens of a topic]``. The very first topic is no switch, and its beginning is left out."""
+    before, behind = topics[:-1, -window:].mean(1), topics[1:, :window].mean(1)
+    middle = topics[:, window:-window]
+    whole = middle[:, : middle.shape[1] // window * window].reshape(-1, window)
+    return Response(_mean(before), _mean(behind), _mean(whole.mean(1)), _mean(behind - before))
 
 
 def _mean(values: Floats) -> Mean:
-    half = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values)) if len(values) > 1 else math.inf
+    half = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
     return Mean(float(f"{values.mean():.5g}"), float(f"{half:.3g}"), len(values))
 
 
