@@ -122,7 +122,7 @@ def test_texts_in_memory_cost_what_documents_do(tmp_path: Path) -> None:
     found = bits_per_byte(small().train(), BYTES, list(texts.values()), max_tokens=200, reset_every=60)
     assert found.bits_per_byte == pytest.approx(written["bits_per_byte"], abs=1e-4)
     assert (found.low, found.high) == pytest.approx(tuple(written["interval"]), abs=1e-4)
-    assert (found.tokens, found.bytes) == (200 + 126 + 200, 200 + 126 + 200)
+    assert (found.tokens, found.size) == (200 + 126 + 200, 200 + 126 + 200)
     with pytest.raises(UserError, match="at least one text"):
         bits_per_byte(small(), BYTES, [])
     for negative in ({"max_tokens": -1}, {"reset_every": -1}):

@@ -51,14 +51,14 @@ class TextCost(NamedTuple):
         low: End of its 95 % interval; see `interval_of`.
         high: The other end.
         tokens: That were predicted.
-        bytes: That they stand for.
+        size: Bytes that they stand for.
     """
 
     bits_per_byte: float
     low: float
     high: float
     tokens: int
-    bytes: int
+    size: int
 
 
 class DocumentStep(NamedTuple):

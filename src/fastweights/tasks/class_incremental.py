@@ -76,7 +76,7 @@ class Group(NamedTuple):
     """The classes that come together.
 
     Attributes:
-        labels: Their own names, in the order of `words`.
+        labels: Their own names, in the order of ``words``.
         words: What they are called here.
         lines: What is read, in order.
         questions: What is asked, class by class.

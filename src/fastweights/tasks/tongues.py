@@ -15,7 +15,7 @@ from itertools import permutations
 from typing import NamedTuple
 
 TEMPLATES = {1: ("A", "N", "V"), 2: ("AN", "NV"), 3: ("ANV", "NVN"), 4: ("ANVN", "NVAN"), 5: ("ANVAN",)}
-"""Kinds of words of a sentence in the known tongue, by its length: adjectives, nouns, verbs."""
+"""Which kinds of words make a sentence in the known tongue, by its length; adjectives, nouns and verbs."""
 
 
 class Grammar(NamedTuple):

@@ -174,7 +174,7 @@ def _numbered(words: Sequence[str]) -> list[str]:
 
 
 def _list_costs(request: Request, words: Sequence[str], times: _Times) -> NDArray[np.int64]:
-    """Tokens of a list of the first 11, 12, ... of `words`: no token reaches over white space, so lengths add up."""
+    """Tokens of a list of the first 11, 12, ... of ``words``: no token reaches over white space, so lengths add up."""
     size = np.array([len(ids) for ids in request.tokenizer.encode_many([f" {word}" for word in words])])
     longest = times.entries(len(words))
     numbers = request.tokenizer.encode_many([f" {number}." for number in range(1, longest + 1)])
