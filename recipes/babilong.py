@@ -3,7 +3,8 @@
     fastweights train babilong --out runs/babilong
 
 Segments of 128 tokens instead of 512, in stages of 2, 3, 5, 8 and 16 of them, each on rows of any number of segments up
-to its own. How well it does was not measured yet.
+to its own: 12 million tokens, padding included, for 2.1 million parameters. It was not run yet: how well it does is not
+measured.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def recipe() -> TrainConfig:
         evaluation=EvaluationConfig(
             every=600,
             probes=tuple(
-                Probe(name=f"{segments}_segments", length=128 * segments, batch_size=16, task=asked)
+                Probe(name=f"{segments}_segments", length=128 * segments, batch_size=16, batches=4, task=asked)
                 for segments in (2, 8, 16)
             ),
         ),
