@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
-
-from fastweights.cli import main
+from tests.command_line import assert_refused, call
 
 RECIPE = """
 from tests.evaluate.small_grid import grid
@@ -17,11 +15,6 @@ from tests.evaluate.small_grid import grid
 def comparison():
     return grid()
 """
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["fastweights", *words])
-    return main()
 
 
 def test_compare_trains_asks_and_reports(
@@ -60,8 +53,4 @@ def test_bad_input_gets_a_sentence(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert call(monkeypatch, *words) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert says in err
-    assert list(tmp_path.iterdir()) == []
+    assert_refused(words, says, monkeypatch, capsys)

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 from tests import small_model
-
-from fastweights.cli import main
+from tests.command_line import assert_refused, call
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return small_model.save(tmp_path_factory.mktemp("models") / "small")
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["fastweights", "evaluate", *words])
-    return main()
 
 
 def test_perplexity_of_files_and_of_wikitext(
@@ -29,14 +22,16 @@ def test_perplexity_of_files_and_of_wikitext(
     for name in ("a.txt", "b.txt"):
         Path(name).write_text(f"This is {name}. " * 30)
     words = ("perplexity", "--model", model, "--json", "out.json", "--text", "a.txt", "b.txt", "--max-tokens", "300")
-    assert call(monkeypatch, *words) == 0
+    assert call(monkeypatch, "evaluate", *words) == 0
     out, _ = capsys.readouterr()
     found = json.loads(Path("out.json").read_bytes())
     assert f"{found['bits_per_byte']:.3f} bits per byte (" in out
     assert [result["tokens"] for result in found["results"]] == [300, 300]
     assert found["runs"][0]["command"] == "fastweights evaluate " + " ".join(words)
     Path("wiki.raw").write_text(" = A = \n\n one , two . \n")
-    assert call(monkeypatch, "perplexity", "--model", model, "--json", "w.json", "--wikitext", "wiki.raw") == 0
+    assert (
+        call(monkeypatch, "evaluate", "perplexity", "--model", model, "--json", "w.json", "--wikitext", "wiki.raw") == 0
+    )
     assert json.loads(Path("w.json").read_bytes())["documents"] == ["0 A"]
 
 
@@ -47,7 +42,7 @@ def test_surprise_of_two_files(
     for name in ("a.txt", "b.txt"):
         Path(name).write_text(f"This is {name}, line by line. " * 200)
     words = ("surprise", "--model", model, "--json", "s.json", "--text", "a.txt", "b.txt", "--tokens", "4096")
-    assert call(monkeypatch, *words) == 0
+    assert call(monkeypatch, "evaluate", *words) == 0
     assert "rank correlation with bits" in capsys.readouterr().out
     found = json.loads(Path("s.json").read_bytes())
     assert (found["kind"], found["tokens"], found["texts"]) == ("surprise", 4096, ["a.txt", "b.txt"])
@@ -76,8 +71,4 @@ def test_bad_input_gets_a_sentence(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("only.txt").write_text("text")
-    assert call(monkeypatch, *words) == 2
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert says in err
-    assert [path.name for path in tmp_path.iterdir()] == ["only.txt"]
+    assert_refused(("evaluate", *words), says, monkeypatch, capsys)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import arg
 
-from fastweights.cli.terminal import Meter, emit, note, say
+from fastweights.cli.terminal import Meter, emit, note, say, typed
 
 if TYPE_CHECKING:
     from fastweights.evaluate.grid import GridStep
@@ -67,7 +65,7 @@ def compare(
             wanted,
             out,
             runs or Path("runs") / out.name,
-            shlex.join(["fastweights", *sys.argv[1:]]),
+            typed(),
             on_step=show,
             on_note=note,
         )
@@ -95,7 +93,7 @@ def report(
 
     made = make_report(results, out)
     if made.others:
-        note(f"not shown, since they are no results of a comparison or a task: {', '.join(map(str, made.others))}")
+        note(f"not shown, since a report knows nothing of them: {', '.join(map(str, made.others))}")
     if not can_draw():
         note("no pictures: they need an extra package, pip install 'fastweights[plot]'")
     say(f"{made.page}")

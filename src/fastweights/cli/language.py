@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from tyro.conf import arg
 
 from fastweights.cli.runs import DEFAULT_MODEL
-from fastweights.cli.terminal import Meter, say, table
+from fastweights.cli.terminal import Meter, say, table, typed
 from fastweights.errors import UserError
 
 if TYPE_CHECKING:
@@ -60,7 +58,7 @@ def perplexity(
             json,
             max_tokens=max_tokens,
             reset_every=reset_every,
-            command=shlex.join(["fastweights", *sys.argv[1:]]),
+            command=typed(),
             on_step=lambda step: _show(meter, step),
         )
     table(
@@ -95,15 +93,13 @@ def surprise(
         text: two files, instead of two shipped novels
         tokens: to read of the first text, and of both in turns
     """
-    from json import dumps
-
     from torch import get_num_threads
 
     from fastweights.evaluate.cells import circumstances
+    from fastweights.evaluate.ledger import write_results
     from fastweights.evaluate.perplexity import novel_documents, text_documents
     from fastweights.evaluate.surprise import surprise_report
     from fastweights.inference.opening import open_model
-    from fastweights.models.durable import write_file
 
     if not json.absolute().parent.is_dir() or json.is_dir():
         raise UserError(f"the numbers cannot be written to '{json}': name a file in a folder that exists")
@@ -121,15 +117,10 @@ def surprise(
             on_read=lambda read: meter.show(min(1.0, read / total), f"{read:,} tokens"),
         )
     facts: dict[str, Any] = {"kind": "surprise", "model": opened.name, "fingerprint": opened.model.fingerprint()}
-    facts |= {"texts": [document.name for document in documents], "command": shlex.join(["fastweights", *sys.argv[1:]])}
+    facts |= {"texts": [document.name for document in documents], "command": typed()}
     device = next(opened.model.parameters()).device
     facts |= circumstances(str(device), get_num_threads())
-    try:
-        write_file(json, (dumps(facts | found.to_dict(), indent=1) + "\n").encode())
-    except OSError as error:
-        raise UserError(
-            f"the numbers cannot be written to '{json}': {(error.strerror or str(error)).lower()}"
-        ) from error
+    write_results(json, facts | found.to_dict())
     _show_surprise(found)
 
 

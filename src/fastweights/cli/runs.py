@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from tyro.conf import UseAppendAction, arg
 
-from fastweights.cli.terminal import Meter, bytes_text, emit, note, say, table
+from fastweights.cli.terminal import Meter, bytes_text, emit, note, say, table, typed
 from fastweights.errors import UserError
 
 if TYPE_CHECKING:
@@ -162,7 +160,7 @@ def task(
             json,
             seed=seed,
             paths=text,
-            command=shlex.join(["fastweights", *sys.argv[1:]]),
+            command=typed(),
             on_step=lambda step: _show_sample(meter, step),
         )
     rows = [

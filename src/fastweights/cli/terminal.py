@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -18,6 +19,11 @@ _SECONDS_BETWEEN_LINES = 10.0
 _CONTROL = dict.fromkeys({*range(32), *range(127, 160)} - {9, 10}, "\ufffd")
 # Wider than any table: what is read by a program must not be wrapped.
 _PIPE_WIDTH = 100_000
+
+
+def typed() -> str:
+    """The command as it was typed, to be kept with what it found."""
+    return shlex.join(["fastweights", *sys.argv[1:]])
 
 
 @cache

@@ -156,6 +156,16 @@ def read_pieces(source: Source) -> TextReader:
     return TextReader(source)
 
 
+def read_text(source: Source) -> Iterator[str]:
+    """Yield the text of a source alone, in the pieces of `read_pieces`.
+
+    Raises:
+        UserError: As there, while reading.
+    """
+    with read_pieces(source) as pieces:
+        yield from (piece.text for piece in pieces)
+
+
 class TextReader(Iterator[TextPiece]):
     """Iterator over the pieces of a source, in bounded memory; a context manager that closes the file.
 

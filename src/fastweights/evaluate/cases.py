@@ -10,7 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastweights.data.text import Source, find_sources, read_pieces
+from fastweights.data.text import Source, find_sources, read_text
 from fastweights.data.tokenizer import Tokenizer
 from fastweights.errors import UserError
 from fastweights.evaluate.ledger import Ledger, Result
@@ -214,7 +214,7 @@ def _texts(case: Case) -> Iterator[tuple[str, Iterator[str]]]:
     if case.context is not None:
         yield "context", iter([case.context])
     for index, source in enumerate(case.files):
-        pieces = (piece.text for piece in read_pieces(source))
+        pieces = read_text(source)
         yield source.name, chain(["\n"], pieces) if index else pieces
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from fastweights.errors import UserError
 from fastweights.evaluate.cells import circumstances
 from fastweights.evaluate.contest import Cell, Comparison, run_cell
-from fastweights.models.durable import write_file
+from fastweights.evaluate.ledger import write_results
 from fastweights.train.recipes import RecipeError, call_recipe, find_recipe
 from fastweights.train.records import StepRecord
 
@@ -96,7 +96,12 @@ def run_grid(
         found = run_cell(comparison, cell, folder, tell, note)
         where = circumstances("cpu", comparison.threads)
         content = {"kind": KIND, **comparison.facts(cell), "command": command, **where, **found}
-        _write(file_of(cell, out), content)
+        path = file_of(cell, out)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"the folder '{path.parent}' cannot be made: {(error.strerror or '').lower()}") from error
+        write_results(path, content)
         done[cell] = content
         note(f"  {cell}: {outcome(content)}")
     return [done[cell] for cell in cells]
@@ -140,12 +145,3 @@ def outcome(content: dict[str, Any]) -> str:
     )
     cut = ", cut off" if content["capped"] else ""
     return f"{numbers} at {first['tokens']:,} and {last['tokens']:,} tokens, {content['wall_seconds']:.0f} s{cut}"
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_file(path, (json.dumps(content, indent=1) + "\n").encode())
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise UserError(f"the result cannot be written to '{path}': {reason}") from error

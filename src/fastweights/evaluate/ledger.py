@@ -71,11 +71,7 @@ class Ledger(ABC):
         """Write everything; the file is the old or the new one at every moment."""
         done = list(self.in_order())
         content = {"format": FORMAT, **self.facts, **self.summary(done), "results": done}
-        try:
-            write_file(self.path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise UserError(f"the results cannot be written to '{self.path}': {reason}") from error
+        write_results(self.path, content)
         self.saved = time.monotonic()
         return content
 
@@ -95,6 +91,20 @@ class Ledger(ABC):
             if name != "model" and found.get(name) != value:
                 raise UserError(f"'{self.path}' holds results with another {name}: choose another file")
         self.results = mine
+
+
+def write_results(path: Path, content: dict[str, Any]) -> None:
+    """Write results as JSON; the file is the old or the new one at every moment.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    try:
+        write_file(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
+    except OSError as error:
+        raise UserError(
+            f"the results cannot be written to '{path}': {(error.strerror or str(error)).lower()}"
+        ) from error
 
 
 class RecordedLedger(Ledger):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from fastweights.data.documents import novels, open_novel
-from fastweights.data.text import find_sources, read_pieces
+from fastweights.data.text import find_sources, read_text
 from fastweights.data.tokenizer import Ids, Tokenizer
 from fastweights.data.wikitext import read_wikitext
 from fastweights.errors import UserError
@@ -94,12 +94,7 @@ def text_documents(paths: Sequence[str]) -> list[Document]:
     for source in found:
         if source.size is None:
             raise UserError(f"{source.name} can be read only once: save it to a file to measure a model on it")
-
-    def opened(number: int) -> Iterator[str]:
-        with read_pieces(found[number]) as pieces:
-            yield from (piece.text for piece in pieces)
-
-    return [Document(source.name, partial(opened, number)) for number, source in enumerate(found)]
+    return [Document(source.name, partial(read_text, source)) for source in found]
 
 
 def wikitext_documents(path: str | Path) -> list[Document]:

@@ -16,11 +16,8 @@ from fastweights.errors import UserError
 from fastweights.models.budget import with_parameters
 from fastweights.models.config import ModelConfig, Wiring
 
-
-def _titans(wiring: Wiring) -> Callable[[ModelConfig], ModelConfig]:
-    # With the clip that models have by default: without it a deep memory's gradients explode over long rows.
-    rule = replace(presets.titans(), clip=1.0)
-    return lambda config: replace(config, wiring=wiring, rule=rule)
+# With the clip that models have by default: without it a deep memory's gradients explode over long rows.
+_TITANS = replace(presets.titans(), clip=1.0)
 
 
 def _memory(rule: Rule, wiring: Wiring = "lmm") -> Callable[[ModelConfig], ModelConfig]:
@@ -33,10 +30,10 @@ def _other(wiring: Wiring) -> Callable[[ModelConfig], ModelConfig]:
 
 
 OURS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
-    "lmm": _titans("lmm"),
-    "mac": _titans("mac"),
-    "mag": _titans("mag"),
-    "mal": _titans("mal"),
+    "lmm": _memory(_TITANS, "lmm"),
+    "mac": _memory(_TITANS, "mac"),
+    "mag": _memory(_TITANS, "mag"),
+    "mal": _memory(_TITANS, "mal"),
     "moneta": _memory(presets.moneta()),
     "yaad": _memory(presets.yaad()),
     "memora": _memory(presets.memora()),

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple, get_args
 
-from fastweights.data.text import find_sources, read_pieces
+from fastweights.data.text import find_sources, read_text
 from fastweights.errors import UserError
 from fastweights.tasks.babi_world import GIVERS, ROOMS, TOWN_ROOMS, TOWNSPEOPLE, Action, Gift, World
 
@@ -149,7 +149,7 @@ def read_stories(path: str) -> list[Story]:
     """
     stories: list[list[Line]] = []
     for source in find_sources([path]):
-        text = "".join(piece.text for piece in read_pieces(source))
+        text = "".join(read_text(source))
         story: list[Line] = []
         asked = False
         for at, raw in enumerate(text.splitlines(), start=1):

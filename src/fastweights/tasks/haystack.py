@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from fastweights.data.documents import novels, open_novel
 from fastweights.data.sentences import sentences
-from fastweights.data.text import Source, read_pieces
+from fastweights.data.text import Source, read_text
 from fastweights.errors import UserError
 
 NOISE_LINE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -73,13 +73,8 @@ def text_haystack(sources: Sequence[Source], rng: random.Random) -> Haystack:
     for source in sources:
         if source.size is None:
             raise UserError(f"{source.name} can be read only once: save it to a file to hide needles in it.")
-        texts.append(_Text(source.size, partial(_text_of, source)))
+        texts.append(_Text(source.size, partial(read_text, source)))
     return _from_texts(texts, rng)
-
-
-def _text_of(source: Source) -> Iterator[str]:
-    for piece in read_pieces(source):
-        yield piece.text
 
 
 def _from_texts(texts: Sequence[_Text], rng: random.Random) -> Haystack:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastweights.data.sentences import sentences
-from fastweights.data.text import find_sources, read_pieces
+from fastweights.data.text import find_sources, read_text
 from fastweights.data.tokenizer import Ids, Tokenizer
 from fastweights.data.words import Split, nouns
 from fastweights.errors import UserError
@@ -70,7 +70,7 @@ class SentenceBank:
     def from_paths(cls, tokenizer: Tokenizer, *paths: str) -> SentenceBank:
         """Tokenise files, folders or patterns, as `data.text.find_sources` takes them."""
         sources = find_sources(paths)
-        return cls.from_texts(tokenizer, ((piece.text for piece in read_pieces(source)) for source in sources))
+        return cls.from_texts(tokenizer, map(read_text, sources))
 
     def save(self, path: Path) -> None:
         """Write to an `.npz` file, so that the next run need not tokenise again."""

@@ -19,7 +19,7 @@ import numpy as np
 
 from fastweights.data.documents import novels, open_novel
 from fastweights.data.sentences import sentences
-from fastweights.data.text import find_sources, read_pieces
+from fastweights.data.text import find_sources, read_text
 from fastweights.data.tokenizer import Tokenizer, load_tokenizer
 from fastweights.errors import UserError
 from fastweights.tasks import babi
@@ -151,16 +151,10 @@ def _questions(task: babi.Task, part: str, tokenizer: str) -> tuple[tuple[babi.Q
 @lru_cache(maxsize=4)
 def _book(paths: tuple[str, ...], part: str) -> tuple[str, ...]:
     """The sentences of all books that belong to a part, in memory: a row is made in milliseconds."""
-    texts = _files(paths) if paths else (open_novel(novel.name) for novel in novels())
+    texts = map(read_text, find_sources(paths)) if paths else (open_novel(novel.name) for novel in novels())
     found = tuple(chain.from_iterable(map(sentences, texts)))
     border = len(found) - len(found) // _TESTED
     chosen = found[:border] if part == "train" else found[border:]
     if not chosen:
         raise UserError("the books to hide facts in hold too few sentences: name more text in task.paths")
     return chosen
-
-
-def _files(paths: tuple[str, ...]) -> Iterator[Iterator[str]]:
-    for source in find_sources(paths):
-        with read_pieces(source) as pieces:
-            yield (piece.text for piece in pieces)

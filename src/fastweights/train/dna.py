@@ -11,8 +11,8 @@ from fastweights.train.task import Batch, Task, rng
 
 
 @dataclass(frozen=True, kw_only=True)
-class NextBaseTask(Task):
-    """The next base of stretches of genomes; a probe's loss over ln 2 is bits per base.
+class GenomeTask(Task):
+    """Rows of stretches of genomes.
 
     Attributes:
         paths: FASTA files, folders or patterns, each file a species.
@@ -23,7 +23,18 @@ class NextBaseTask(Task):
     part: Part = "train"
 
     def __post_init__(self) -> None:
-        _require_paths(self.paths)
+        if not self.paths:
+            raise UserError("a task on DNA needs genomes: name FASTA files in task.paths")
+
+    @property
+    def genomes(self) -> tuple[Genome, ...]:
+        """Read once."""
+        return _genomes(self.paths, self.part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextBaseTask(GenomeTask):
+    """The next base; a probe's loss over ln 2 is bits per base."""
 
     @property
     def vocab_size(self) -> int:
@@ -31,36 +42,20 @@ class NextBaseTask(Task):
         return QUESTION
 
     def batch(self, seed: int, index: int, batch_size: int, length: int) -> Batch:
-        return Batch.from_labels(*make_next_base(rng(seed, index), batch_size, _genomes(self.paths, self.part), length))
+        return Batch.from_labels(*make_next_base(rng(seed, index), batch_size, self.genomes, length))
 
 
 @dataclass(frozen=True, kw_only=True)
-class SpeciesTask(Task):
-    """Which species a stretch is from; asked once a row, at its end.
-
-    Attributes:
-        paths: FASTA files, folders or patterns, each file a species.
-        part: of the genomes; the two share no base.
-    """
-
-    paths: tuple[str, ...] = ()
-    part: Part = "train"
-
-    def __post_init__(self) -> None:
-        _require_paths(self.paths)
+class SpeciesTask(GenomeTask):
+    """Which species a stretch is from; asked once a row, at its end."""
 
     @property
     def vocab_size(self) -> int:
         """What a model's vocabulary must hold at least."""
-        return QUESTION + 1 + len(_genomes(self.paths, self.part))
+        return QUESTION + 1 + len(self.genomes)
 
     def batch(self, seed: int, index: int, batch_size: int, length: int) -> Batch:
-        return Batch.from_labels(*make_species(rng(seed, index), batch_size, _genomes(self.paths, self.part), length))
-
-
-def _require_paths(paths: tuple[str, ...]) -> None:
-    if not paths:
-        raise UserError("a task on DNA needs genomes: name FASTA files in task.paths")
+        return Batch.from_labels(*make_species(rng(seed, index), batch_size, self.genomes, length))
 
 
 @lru_cache(maxsize=4)

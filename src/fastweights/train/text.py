@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -10,7 +9,7 @@ from itertools import chain
 import numpy as np
 
 from fastweights.data.documents import open_novel
-from fastweights.data.text import find_sources, read_pieces
+from fastweights.data.text import find_sources, read_text
 from fastweights.data.tokenizer import Ids, load_tokenizer
 from fastweights.errors import UserError
 from fastweights.train.task import Batch, Task, rng
@@ -51,13 +50,7 @@ class TextTask(Task):
 def _tokens(tokenizer_name: str, paths: tuple[str, ...], novels: tuple[str, ...]) -> Ids:
     tokenizer = load_tokenizer(tokenizer_name)
     parts: list[Ids] = []
-    for text in chain(_texts(paths), map(open_novel, novels)):
+    for text in chain(map(read_text, find_sources(paths) if paths else ()), map(open_novel, novels)):
         parts.extend(tokenizer.encode_stream(text))
         parts.append(np.array([tokenizer.eos], dtype=np.int32))
     return np.concatenate(parts)
-
-
-def _texts(paths: tuple[str, ...]) -> Iterator[Iterator[str]]:
-    for source in find_sources(paths) if paths else ():
-        with read_pieces(source) as pieces:
-            yield (piece.text for piece in pieces)
