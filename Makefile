@@ -34,9 +34,9 @@ $(BENCH_READY): $(READY)
 # path, since the package itself needs Triton; `TTT=path/to/ttt.py` gives the one file that is on no index.
 $(PEERS_READY): constraints-peers.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with 'make PYTHON=/path/to/python'" >&2; exit 1; }
-	@echo "installing pinned packages into $(PEERS), about a minute"
+	@echo "installing pinned packages into $(PEERS), a few minutes"
 	$(PYTHON) -m venv $(PEERS)
-	$(PEERS_PIP) torch numpy einops pytest transformers titans-unofficial
+	$(PEERS_PIP) torch numpy einops pytest transformers titans-unofficial 'lm-eval[ruler]'
 	$(PEERS_PIP) --no-deps --upgrade --target $(PEERS)/sources fla-core
 	$(PEERS)/bin/python tests_peers/fetch_ttt.py $(TTT)
 	touch $@

@@ -54,16 +54,33 @@ def test_the_other_strand() -> None:
     assert letters(encode("uUtT")) == "TTTT"
 
 
-def test_intervals_of_a_table(tmp_path: Path) -> None:
-    genome = {"chr1": encode("ACGTTGCA"), "chr2": encode("GGGG")}
-    table = tmp_path / "positive.csv"
-    table.write_text("id,region,start,end,strand\n0,chr1,0,3,+\n1,chr1,0,3,-\n2,chr2,1,4,+\n")
-    assert [letters(bases) for bases in read_intervals(table, genome)] == ["ACG", "CGT", "GGG"]
-    table.write_text("id,region,start,end,strand\n0,chr1,0,9,+\n")
-    with pytest.raises(UserError, match=r"line 2 of .* not in the genome: chr1 0 to 9"):
-        list(read_intervals(table, genome))
-    table.write_text("a,b\n1,2\n")
-    with pytest.raises(UserError, match="needs columns region"):
-        list(read_intervals(table, genome))
-    with pytest.raises(UserError, match="cannot read"):
-        list(read_intervals(tmp_path / "none.csv", genome))
+@pytest.mark.parametrize("compressed", [False, True])
+def test_intervals_of_a_table(compressed: bool, tmp_path: Path) -> None:
+    genome = {"chr1": encode("ACGTTGCA"), "2": encode("GGGC")}
+    table = tmp_path / ("positive.csv.gz" if compressed else "positive.csv")
+    content = b"id,region,start,end,strand\r\n0,chr1,0,3,+\r\n\r\n1,chr1,0,3,-\r\n2,chr2,1,4,+\r\n"
+    table.write_bytes(gzip.compress(content) if compressed else content)
+    assert [letters(bases) for bases in read_intervals(table, genome)] == ["ACG", "CGT", "GGC"]
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("region,start,end,strand\nchr1,0,4,+\nchr1,0,5,+\n", "row 2 of .* not in the genome: chr1 0 to 5"),
+        ("chr,start,end,strand\nchr3,0,2,+\n", "row 1 of .* not in the genome: chr3"),
+        ("chrom,start,end,strand\nchr1,2,2,+\n", "chr1 2 to 2"),
+        ("chrom,start,end,strand\nchr1,-1,2,+\n", "chr1 -1 to 2"),
+        ("chrom,start,end,strand\nchr1,0,2,.\n", "strand ."),
+        ("chrom,start,end,strand\nchr1,0,2\n", "row 1 of .* has 3 cells where its columns are 4"),
+        ("a,b\n1,2\n", "needs columns region"),
+    ],
+)
+def test_other_tables_are_refused(content: str, says: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(UserError, match=says):
+        list(read_intervals(tmp_path / "a.csv", {"chr1": encode("ACGT")}))
+
+
+def test_a_missing_table_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot read .*none\.csv"):
+        list(read_intervals(tmp_path / "none.csv", {}))

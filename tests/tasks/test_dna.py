@@ -9,7 +9,18 @@ import pytest
 
 from fastweights.data.fasta import UNKNOWN, encode, reverse_complement
 from fastweights.errors import UserError
-from fastweights.tasks.dna import BLOCK, QUESTION, Genome, draw, make_next_base, make_species, read_genomes
+from fastweights.tasks.dna import (
+    BLOCK,
+    QUESTION,
+    Genome,
+    Stretch,
+    draw,
+    make_classes,
+    make_next_base,
+    make_species,
+    read_classes,
+    read_genomes,
+)
 from fastweights.tasks.labelled import IGNORE, accuracy
 
 
@@ -78,3 +89,29 @@ def test_a_short_genome_may_have_nothing_to_train_on(tmp_path: Path) -> None:
     assert len(read_genomes(paths, "test")[0].blocks) == 1
     with pytest.raises(UserError, match="has no block of 1 bases for the part train"):
         read_genomes(paths, "train")
+
+
+def test_stretches_of_tables_have_the_class_of_their_table(tmp_path: Path) -> None:
+    (tmp_path / "a.fa").write_text(">1\nACGTAC\n>ENST07.3 cdna\nGGGTTT\n")
+    tables = {"negative": "chr1,0,2,+\nchr1,0,2,-\n", "positive": "ENST07,2,5,+\nENST07.3,0,1,+\n"}
+    for name, rows in tables.items():
+        (tmp_path / f"{name}.csv").write_text(f"region,start,end,strand\n{rows}")
+    named = [str(tmp_path / f"{name}.csv") for name in tables]
+    found = [
+        ("".join("ACGTN"[base] for base in bases), label)
+        for bases, label in read_classes(named, [str(tmp_path / "a.fa")])
+    ]
+    assert found == [("AC", 0), ("GT", 0), ("GTT", 1), ("G", 1)]
+    with pytest.raises(UserError, match="no table of intervals"):
+        list(read_classes([], [str(tmp_path / "a.fa")]))
+
+
+def test_classes_are_asked_behind_the_last_base() -> None:
+    stretches = [Stretch(encode("ACGTACGT"), 0), Stretch(encode("GG"), 1)]
+    ids, labels = make_classes(np.random.default_rng(0), 32, stretches, 6)
+    rows = {(*row, *asked) for row, asked in zip(ids.tolist(), labels.tolist(), strict=True)}
+    none = IGNORE
+    assert rows == {
+        (0, 1, 2, 3, 0, QUESTION, none, none, none, none, none, QUESTION + 1),
+        (2, 2, QUESTION, UNKNOWN, UNKNOWN, UNKNOWN, none, none, QUESTION + 2, none, none, none),
+    }

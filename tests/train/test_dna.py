@@ -11,7 +11,7 @@ from tests.train.runs import TINY
 
 from fastweights.errors import UserError
 from fastweights.train.config import TrainConfig
-from fastweights.train.dna import NextBaseTask, SpeciesTask
+from fastweights.train.dna import IntervalTask, NextBaseTask, SpeciesTask
 
 
 @pytest.fixture
@@ -42,3 +42,22 @@ def test_species_and_bases_have_their_tokens(paths: tuple[str, ...]) -> None:
     assert NextBaseTask(paths=paths).vocab_size == 5
     assert SpeciesTask(paths=paths).vocab_size == 6 + 2
     assert float(SpeciesTask(paths=paths).batch(0, 0, 3, 64).weights.sum()) == 3
+
+
+def test_intervals_have_a_token_for_each_table(paths: tuple[str, ...], tmp_path: Path) -> None:
+    for name, row in (("no", "ape,0,40,+"), ("yes", "bee,100,120,-"), ("none", "")):
+        (tmp_path / f"{name}.csv").write_text(f"region,start,end,strand\n{row}\n")
+    tables = tuple(str(tmp_path / f"{name}.csv") for name in ("no", "yes"))
+    task = IntervalTask(tables=tables, paths=paths)
+    assert task.vocab_size == 6 + 2
+    batch = task.batch(0, 0, 16, 32)
+    batch.check(16, 32, task.vocab_size)
+    assert batch.sha256() == task.batch(0, 0, 16, 32).sha256()
+    assert bool((batch.weights.sum(1) == 1).all())
+    assert set(batch.targets[batch.weights > 0].tolist()) == {6, 7}
+    config = replace(TINY, task=task)
+    assert TrainConfig.from_json(config.to_json()) == config
+    with pytest.raises(UserError, match="a table for each class"):
+        IntervalTask(paths=paths)
+    with pytest.raises(UserError, match="name no interval"):
+        replace(task, tables=(str(tmp_path / "none.csv"),)).batch(0, 0, 1, 32)

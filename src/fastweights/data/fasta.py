@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -10,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastweights.data.text import Source, read_pieces
+from fastweights.data.lines import read_lines, read_rows
+from fastweights.data.text import Source
 from fastweights.errors import UserError
 
 BASES = "ACGTN"
@@ -49,7 +49,7 @@ def read_fasta(source: Source) -> Iterator[Record]:
     """
     name = ""
     parts: list[NDArray[np.uint8]] = []
-    for line in _lines(source):
+    for line in filter(None, map(str.strip, read_lines(source))):
         if line.startswith(">"):
             if name:
                 yield Record(name, _joined(parts))
@@ -87,34 +87,33 @@ def read_intervals(table: str | Path, records: Mapping[str, NDArray[np.uint8]]) 
     """Yield the stretches that a table names, each in the direction of its strand.
 
     Args:
-        table: A CSV file with a header, as GenomicBenchmarks has them: the record in a column ``region``, ``chrom`` or
-            ``chr``, then ``start`` (from 0), ``end`` (behind the last base) and ``strand`` (``+`` or ``-``).
-        records: The genome by the names of its records.
+        table: A CSV file with a header, plain or compressed, as GenomicBenchmarks has them: the record in a column
+            ``region``, ``chrom`` or ``chr``, then ``start`` (from 0), ``end`` (behind the last base) and ``strand``
+            (``+`` or ``-``).
+        records: The genome by the names of its records. ``chr1`` may be called ``1`` there, as it is by Ensembl.
 
     Raises:
         UserError: The table cannot be read, lacks a column, or names what the genome does not have.
     """
-    try:
-        with Path(table).open(encoding="utf-8", newline="") as file:
-            rows = csv.DictReader(file)
-            columns = rows.fieldnames or []
-            region = next((name for name in ("region", "chrom", "chr") if name in columns), "")
-            if not region or not {"start", "end", "strand"} <= set(columns):
-                raise UserError(f"'{table}' needs columns region (or chrom, chr), start, end and strand")
-            for number, row in enumerate(rows, start=2):
-                yield _interval(
-                    records, row[region], row["start"], row["end"], row["strand"], f"line {number} of '{table}'"
-                )
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read '{table}': {getattr(error, 'strerror', None) or 'it is not UTF-8'}") from error
+    rows = read_rows(table)
+    titles = next(rows, [])
+    region = next((name for name in ("region", "chrom", "chr") if name in titles), "")
+    if not region or not {"start", "end", "strand"} <= set(titles):
+        raise UserError(f"'{table}' needs columns region (or chrom, chr), start, end and strand")
+    places = [titles.index(name) for name in (region, "start", "end", "strand")]
+    for number, row in enumerate(rows, start=1):
+        if len(row) != len(titles):
+            raise UserError(f"row {number} of '{table}' has {len(row)} cells where its columns are {len(titles)}")
+        name, start, end, strand = (row[place] for place in places)
+        yield _interval(records, name, start, end, strand, f"row {number} of '{table}'")
 
 
 def _interval(
     records: Mapping[str, NDArray[np.uint8]], name: str, start: str, end: str, strand: str, where: str
 ) -> NDArray[np.uint8]:
-    bases = records.get(name)
+    bases = records.get(name, records.get(name.removeprefix("chr")))
     sound = start.isdecimal() and end.isdecimal() and strand in ("+", "-")
-    if bases is None or not sound or not 0 <= int(start) < int(end) <= len(bases):
+    if bases is None or not sound or not int(start) < int(end) <= len(bases):
         raise UserError(f"{where} names what is not in the genome: {name} {start} to {end}, strand {strand}")
     found = bases[int(start) : int(end)]
     return found if strand == "+" else reverse_complement(found)
@@ -122,15 +121,3 @@ def _interval(
 
 def _joined(parts: list[NDArray[np.uint8]]) -> NDArray[np.uint8]:
     return np.concatenate(parts) if parts else np.zeros(0, np.uint8)
-
-
-def _lines(source: Source) -> Iterator[str]:
-    """The lines that are not blank, without ends and spaces around them."""
-    rest = ""
-    with read_pieces(source) as pieces:
-        for piece in pieces:
-            lines = (rest + piece.text).split("\n")
-            rest = lines.pop()
-            yield from filter(None, map(str.strip, lines))
-    if rest.strip():
-        yield rest.strip()

@@ -9,19 +9,22 @@ One row of species classification, 8 bases of the second species, whose label is
     ids:      0 3 3 2 1 0 2 3 5
     labels:   . . . . . . . . 7
 
-Shapes: B rows, L bases, G genomes.
+Stretches whose classes others have named are read from tables of intervals: those of GenomicBenchmarks (Grešová et al.
+2023), one table a class, in folders of their own for training and for tests.
+
+Shapes: B rows, L positions.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastweights.data.fasta import BASES, UNKNOWN, read_fasta, reverse_complement
+from fastweights.data.fasta import BASES, UNKNOWN, read_fasta, read_intervals, reverse_complement
 from fastweights.data.text import find_sources
 from fastweights.errors import UserError
 from fastweights.tasks.labelled import IGNORE, Labelled
@@ -31,7 +34,7 @@ Part = Literal["train", "test"]
 BLOCK, HELD_BACK = 10_000, 5
 
 QUESTION = len(BASES)
-"""Behind which the species is said; species are the ids after it."""
+"""Behind which the species or class is said; these are the ids after it."""
 
 _MOST_UNKNOWN = 0.1
 _DRAWS = 100
@@ -73,6 +76,42 @@ def read_genomes(paths: Sequence[str], part: Part, shortest: int = 1) -> tuple[G
             raise UserError(f"{source.name} has no block of {shortest} bases for the part {part}: give a longer genome")
         found.append(Genome(name, blocks))
     return tuple(found)
+
+
+class Stretch(NamedTuple):
+    """A stretch of a genome whose class is known.
+
+    Attributes:
+        bases: uint8, ids of `BASES`.
+        label: Its class, from 0.
+    """
+
+    bases: NDArray[np.uint8]
+    label: int
+
+
+def read_classes(tables: Sequence[str], genome: Sequence[str]) -> Iterator[Stretch]:
+    """Yield what tables of intervals name, each table a class: 0 for the first, and so on.
+
+    Args:
+        tables: CSV files; see `data.fasta.read_intervals`. Name the classes of both parts of a benchmark in one order.
+        genome: FASTA files, folders or patterns; held in memory, a byte for each base. Records may also be called by
+            their names without a version (``ENST00000456328`` for ``ENST00000456328.2``).
+
+    Raises:
+        UserError: As `read_fasta` and `read_intervals`, and where nothing is named.
+    """
+    if not tables:
+        raise UserError("there is no table of intervals to read: name one for each class")
+    records: dict[str, NDArray[np.uint8]] = {}
+    for source in find_sources(genome):
+        for record in read_fasta(source):
+            records[record.name] = record.bases
+            records.setdefault(record.name.rpartition(".")[0] or record.name, record.bases)
+    for label, table in enumerate(tables):
+        for bases in read_intervals(table, records):
+            # A copy, or the last stretch that is kept would keep the genome.
+            yield Stretch(bases.copy(), label)
 
 
 def _part(species: str, record: str, start: int) -> Part:
@@ -121,4 +160,20 @@ def make_species(rng: np.random.Generator, rows: int, genomes: Sequence[Genome],
         ids[row, :-1] = draw(rng, genomes[number], length - 1)
     labels = np.full((rows, length), IGNORE, np.int64)
     labels[:, -1] = QUESTION + 1 + species
+    return Labelled(ids, labels)
+
+
+def make_classes(rng: np.random.Generator, rows: int, stretches: Sequence[Stretch], length: int) -> Labelled:
+    """Draw rows of a stretch, in its own direction, and the question which class it is of, each stretch as likely.
+
+    Of a stretch that is longer than L - 1 bases the first ones are read; a shorter row ends in unknown bases, which
+    nobody is asked about.
+    """
+    ids = np.full((rows, length), UNKNOWN, np.int64)
+    labels = np.full((rows, length), IGNORE, np.int64)
+    for row, number in enumerate(rng.integers(len(stretches), size=rows).tolist()):
+        bases, label = stretches[number]
+        end = min(len(bases), length - 1)
+        ids[row, :end] = bases[:end]
+        ids[row, end], labels[row, end] = QUESTION, QUESTION + 1 + label
     return Labelled(ids, labels)
