@@ -33,7 +33,8 @@ BELOW = {
 }
 
 # Packages that only one place may know: the extras in one file each, the command line's own in `cli`.
-ONE_FILE = ("matplotlib", "zstandard", "tokenizers")
+EXTRAS = ("matplotlib", "zstandard", "lm_eval", "transformers")
+ONE_FILE = ("tokenizers", *EXTRAS)
 CLI_ONLY = ("tyro", "rich")
 
 MAX_FILE_LINES = 400
@@ -119,7 +120,7 @@ def test_extras_are_imported_where_they_are_used() -> None:
         for node in tree(path).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
-            assert not {name.split(".")[0] for name in names} & {"matplotlib", "zstandard"}, where(path)
+            assert not {name.split(".")[0] for name in names} & set(EXTRAS), where(path)
 
 
 @pytest.mark.parametrize("path", MODULES, ids=where)

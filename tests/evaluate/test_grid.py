@@ -175,12 +175,13 @@ def test_a_report_of_what_was_read(tmp_path: Path) -> None:
     page = made.page.read_text(encoding="utf-8")
     assert f"| `texts` | mine | carried | 2 | {found['bits_per_byte']:.3f} (" in page
     assert "| `felt, layer 0` |" in page
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.md", "perplexity.png", "surprise.png"}
+    pictures = {"perplexity.png", "surprise.png", "surprise-along-felt.png"}
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.md", *pictures}
 
 
 def test_recipes_of_comparisons(tmp_path: Path) -> None:
     quick, small = load_comparison("compare_quick"), load_comparison("compare_small")
-    assert (len(list(quick.cells())), len(list(small.cells()))) == (8, 76)
+    assert (len(list(quick.cells())), len(list(small.cells()))) == (8, 80)
     for cell in small.cells():
         config = small.training(cell)
         assert config.tokens == small.training(cell._replace(model="lstm")).tokens

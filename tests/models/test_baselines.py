@@ -17,6 +17,7 @@ from fastweights.layers.attention import rotate
 from fastweights.layers.conformance import check_layer
 from fastweights.layers.full_attention import FullAttention
 from fastweights.layers.lstm import LSTM
+from fastweights.layers.selective import SelectiveSSM, scan
 from fastweights.models.baselines import BASELINES, CONTENDERS, OURS, contender
 from fastweights.models.budget import parameter_count
 from fastweights.models.config import ModelConfig
@@ -48,12 +49,17 @@ def test_an_lstm_has_every_property() -> None:
     assert report.ok, report.table()
 
 
+def test_a_selective_state_space_has_every_property() -> None:
+    report = check_layer(SelectiveSSM(6, states=3), lengths=[1, 7, 16], without=[10])
+    assert report.ok, report.table()
+
+
 def test_full_attention_has_every_property() -> None:
     report = check_layer(FullAttention(8, 2), lengths=[1, 7, 16], without=[10])
     assert report.ok, report.table()
 
 
-@pytest.mark.parametrize("wiring", ["attention", "window", "lstm"])
+@pytest.mark.parametrize("wiring", ["attention", "window", "lstm", "mamba"])
 def test_whole_models_have_every_property(wiring: str) -> None:
     small = ModelConfig(vocab_size=50, dim=16, heads=2, window=5, wiring=wiring)  # type: ignore[arg-type]
     report = check_model(LanguageModel(small), lengths=[1, 7, 20], without=[10])
@@ -80,7 +86,40 @@ def test_an_lstm_is_torchs() -> None:
     torch.testing.assert_close(layer(x).y, layer.out(layer.cell(x)[0]), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("wiring", ["attention", "window", "lstm"])
+def mamba_by_hand(layer: SelectiveSSM, x: Tensor) -> Tensor:
+    """Algorithm 2 of Mamba for one document ``[T, D]``, a token, a channel and a state at a time."""
+    u, gate = (layer.into.weight @ x.T).T.split(layer.inner, 1)
+    taps = layer.convolution.weight
+    mixed = torch.zeros_like(u)
+    for t in range(len(u)):
+        for back in range(min(len(taps), t + 1)):
+            mixed[t] += taps[back] * u[t - back]
+    u = F.silu(mixed + layer.shift)
+    state = torch.zeros(layer.inner, layer.states, dtype=x.dtype)
+    rows = []
+    for now, z in zip(u, gate, strict=True):
+        low, write, read = (layer.select.weight @ now).split([layer.rank, layer.states, layer.states])
+        dt = torch.log1p(torch.exp(layer.step.weight @ low + layer.step.bias))
+        state = torch.exp(-dt[:, None] * layer.log_decay.exp()) * state + torch.outer(dt * now, write)
+        rows.append(layer.out.weight @ ((state @ read + layer.skip * now) * F.silu(z)))
+    return torch.stack(rows)
+
+
+def test_a_selective_state_space_is_mambas() -> None:
+    layer = SelectiveSSM(6, states=3).double()
+    torch.nn.init.normal_(layer.convolution.weight)
+    x = torch.randn(2, 9, 6, dtype=torch.float64)
+    expected = torch.stack([mamba_by_hand(layer, row) for row in x])
+    torch.testing.assert_close(layer(x).y, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_gradient_of_the_scan_is_autograds() -> None:
+    shapes = (2, 5, 3, 2), (2, 5, 3, 2), (2, 3, 2)
+    parts = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
+    assert torch.autograd.gradcheck(scan, parts)
+
+
+@pytest.mark.parametrize("wiring", ["attention", "window", "lstm", "mamba"])
 def test_a_session_reads_and_asks_and_saves_no_memory(wiring: str, tmp_path: object) -> None:
     tokenizer = ByteTokenizer()
     config = ModelConfig(vocab_size=tokenizer.vocab_size, dim=16, heads=2, wiring=wiring)  # type: ignore[arg-type]

@@ -108,7 +108,7 @@ def test_after_a_reset_only_what_stands_beside_the_memory_remembers(wiring: Wiri
 def test_where_controls_say_nothing_they_are_refused() -> None:
     found = {name: LanguageModel(contender(name, SMALL)) for name in CONTENDERS}
     where = {control: {name for name in found if not defined(control, found[name])} for control in CONTROLS}
-    none = {"transformer++", "sliding_window", "lstm"}
+    none = {"transformer++", "sliding_window", "lstm", "mamba"}
     assert where["off"] == none | {"mac", "mag"}
     assert where[RESET] == where["frozen"] == where["ascent"] == where["query is key"] == none
     assert not defined("query is key", model(presets.rwkv7()))

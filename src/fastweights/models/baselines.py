@@ -43,6 +43,7 @@ OURS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
 BASELINES: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "transformer++": _other("attention"),
     "sliding_window": _other("window"),
+    "mamba": _other("mamba"),
     "mamba2": _memory(presets.mamba2()),
     "gated_deltanet": _memory(presets.gated_deltanet()),
     "gated_deltanet_negative": _memory(presets.gated_deltanet(negative=True)),

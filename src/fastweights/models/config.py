@@ -10,7 +10,7 @@ from fastweights.core.architecture import MLP, Residual
 from fastweights.core.rule import Rule, rule_from_dict
 from fastweights.errors import UserError
 
-Wiring = Literal["lmm", "mac", "mag", "mal", "attention", "window", "lstm"]
+Wiring = Literal["lmm", "mac", "mag", "mal", "attention", "window", "lstm", "mamba"]
 Recall = Literal["aligned", "pooled"]
 Start = Literal["plain", "induction"]
 
@@ -28,8 +28,8 @@ class ModelConfig:
         memory_head_dim: size of a memory's keys and values, 0 for ``dim`` divided by its heads. What a linear memory
             can hold without confusing it grows with this number.
         wiring: memory alone (``lmm``), as context (``mac``), as gate (``mag``) or as layer (``mal``); or one without
-            such a memory, to compare with: ``attention`` over the whole document, over a sliding ``window``, or an
-            ``lstm``.
+            such a memory, to compare with: ``attention`` over the whole document, over a sliding ``window``, an
+            ``lstm``, or the selective state space of ``mamba``.
         rule: the memory rule, where there is a memory. Its inner gradient is clipped by default: stability is on.
         expansion: hidden width of the blocks' networks as a multiple of ``dim``.
         convolution: taps of the short convolution in front of the memory.

@@ -14,6 +14,7 @@ from fastweights.layers.context import MAC
 from fastweights.layers.full_attention import FullAttention
 from fastweights.layers.lstm import LSTM
 from fastweights.layers.memory import GateStart, MemoryLayer
+from fastweights.layers.selective import SelectiveSSM
 from fastweights.layers.stream import StreamLayer
 from fastweights.models.config import ModelConfig
 
@@ -29,6 +30,8 @@ def build_mixer(config: ModelConfig) -> StreamLayer[Any]:
         return FullAttention(config.dim, config.heads)
     if config.wiring == "lstm":
         return LSTM(config.dim)
+    if config.wiring == "mamba":
+        return SelectiveSSM(config.dim)
     if config.wiring == "window":
         return SlidingWindowAttention(config.dim, config.heads, config.window, config.persistent)
     gates = GateStart(config.gate_threshold, config.lr_start, config.momentum_start, config.forget_start)
