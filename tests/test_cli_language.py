@@ -48,6 +48,11 @@ def test_surprise_of_two_files(
     assert (found["kind"], found["tokens"], found["texts"]) == ("surprise", 4096, ["a.txt", "b.txt"])
     assert {"command", "date", "machine", "versions"} <= found.keys()
     assert len(found["correlation"]) == len(found["switches"]) == len(found["repetitions"]) == 1
+    assert call(monkeypatch, "report", ".", "--out", "report") == 0
+    page = Path("report/report.md").read_text()
+    for picture in ("surprise.png", "surprise-along-s.png"):
+        assert f"({picture})" in page
+        assert Path("report", picture).read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,10 @@ def test_switches_and_repetitions_are_told_apart(monkeypatch: pytest.MonkeyPatch
     assert report._replace(correlation=(math.nan,)).to_dict()["correlation"] == [None]
     assert report.repetitions == ((1.0, 0.5, 0.25),)
     assert report.to_dict()["repetitions"] == [[1.0, 0.5, 0.25]]
+    along = report.to_dict()["along"]
+    assert (along["topic"], along["window"]) == (16, 4)
+    assert along["surprise"] == [along["bits"]] == [[5.0, 1.0, 1.0, 1.0] * 4]
+    assert (along["write"], along["forget"]) == ([[0.25] * 16], [[0.0] * 16])
 
 
 def test_intervals_do_not_take_neighbours_for_independent() -> None:

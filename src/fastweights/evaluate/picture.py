@@ -103,6 +103,38 @@ def draw_curves(
     _save(figure, path)
 
 
+def draw_along(
+    panels: Mapping[str, Mapping[str, Sequence[float]]], path: Path, title: str, width: int, marks: Sequence[int]
+) -> None:
+    """Draw what happens along a document, in panels one above the other.
+
+    Args:
+        panels: by title, the curves by name: a value for each window of the document.
+        path: The picture's file; its suffix chooses the format.
+        title: Stands above it.
+        width: Tokens of a window.
+        marks: Tokens at which a line is drawn through all panels.
+
+    Raises:
+        UserError: The extra package is missing, the suffix names no format, or the file cannot be written.
+    """
+    figure = _figure(10, 1 + 1.7 * len(panels))
+    axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (label, curves) in zip(axes, panels.items(), strict=True):
+        for mark in marks:
+            axis.axvline(mark, color="0.7", linewidth=0.8, linestyle=":")
+        for name, values in curves.items():
+            axis.plot(width * (np.arange(len(values)) + 0.5), values, linewidth=0.9, label=name)
+        axis.set_ylabel(label)
+        axis.margins(x=0.01)
+        axis.xaxis.set_major_formatter(lambda tokens, _: f"{tokens:,.0f}")
+        if len(curves) > 1:
+            axis.legend(loc="upper right", fontsize="small")
+    axes[-1].set_xlabel("tokens read")
+    figure.suptitle(title)
+    _save(figure, path)
+
+
 def draw_heat_map(
     columns: Sequence[str],
     rows: Sequence[str],

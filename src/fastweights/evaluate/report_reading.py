@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fastweights.evaluate.compare import markdown
-from fastweights.evaluate.picture import can_draw, draw_curves
+from fastweights.evaluate.picture import can_draw, draw_along, draw_curves
 
 Named = Sequence[tuple[str, dict[str, Any]]]
 """Results by the name of their file."""
@@ -59,7 +59,20 @@ def surprise_report(found: Named, folder: Path) -> str:
         labels = "reading of the same passage", "surprise, share of the first reading"
         draw_curves({"repetition": curves}, folder / "surprise.png", *labels, shares=False)
         lines.append("![surprise when a passage is repeated](surprise.png)\n")
+        lines += [_along(stem, content["along"], folder) for stem, content in found]
     return "\n".join(lines)
+
+
+def _along(stem: str, along: dict[str, Any], folder: Path) -> str:
+    """Two texts in turns as the memory felt them."""
+    layers = range(len(along["surprise"]))
+    panels = {"bits a token": {"": along["bits"]}}
+    for part, label in (("surprise", "surprise"), ("write", "write gate"), ("forget", "forget gate")):
+        panels[label] = {f"layer {layer}": along[part][layer] for layer in layers}
+    end, path = len(along["bits"]) * along["window"], folder / f"surprise-along-{stem}.png"
+    marks = range(along["topic"], end, along["topic"])
+    draw_along(panels, path, f"{stem}: two texts in turns, switches dotted", along["window"], marks)
+    return f"![surprise and gates along two texts in turns, {stem}]({path.name})\n"
 
 
 def _around(response: dict[str, dict[str, Any]]) -> str:

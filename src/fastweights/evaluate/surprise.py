@@ -74,6 +74,25 @@ class Switches(NamedTuple):
     forget: Response
 
 
+class Along(NamedTuple):
+    """A reading of two texts in turns, window by window; W windows.
+
+    Attributes:
+        topic: tokens between two switches.
+        window: tokens of a window.
+        means: ``[W]`` and ``[L, W]``, the mean of each quantity in each window.
+    """
+
+    topic: int
+    window: int
+    means: Stream
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON values, to four digits."""
+        rounded = {name: np.vectorize(lambda x: float(f"{x:.4g}"))(part) for name, part in self.means._asdict().items()}
+        return {"topic": self.topic, "window": self.window} | {name: part.tolist() for name, part in rounded.items()}
+
+
 class SurpriseReport(NamedTuple):
     """What surprise goes with.
 
@@ -82,12 +101,14 @@ class SurpriseReport(NamedTuple):
         correlation: for each layer, Spearman's rank correlation of surprise and bits, -1 to 1.
         switches: for each layer.
         repetitions: for each layer, mean surprise of a passage at its first, second, ... reading in a row.
+        along: surprise and gates along the text that switches.
     """
 
     tokens: int
     correlation: tuple[float, ...]
     switches: tuple[Switches, ...]
     repetitions: tuple[tuple[float, ...], ...]
+    along: Along
 
     def to_dict(self) -> dict[str, Any]:
         """As plain JSON values; None for a correlation that there is none of, since something never changed."""
@@ -102,6 +123,7 @@ class SurpriseReport(NamedTuple):
                 for layer in self.switches
             ],
             "repetitions": [[float(f"{mean:.5g}") for mean in layer] for layer in self.repetitions],
+            "along": self.along.to_dict(),
         }
 
 
@@ -173,6 +195,7 @@ def surprise_report(
         repetitions=tuple(
             tuple(again.surprise[layer].reshape(repetitions, passage).mean(1).tolist()) for layer in layers
         ),
+        along=_along(mixed, topic, window),
     )
 
 
@@ -218,6 +241,14 @@ def _taken(tokenizer: Tokenizer, text: Iterable[str], count: int) -> Ids:
 
 def _turns(ids: Ids, topic: int) -> Iterator[Ids]:
     return iter([ids[start : start + topic] for start in range(0, len(ids) - topic + 1, topic)])
+
+
+def _along(stream: Stream, topic: int, window: int) -> Along:
+    """The last window may be shorter, and is left out."""
+    tokens = len(stream.bits) // window * window
+    return Along(
+        topic, window, Stream(*(part[..., :tokens].reshape(*part.shape[:-1], -1, window).mean(-1) for part in stream))
+    )
 
 
 def _switches(stream: Stream, layer: int, topic: int, window: int) -> Switches:
