@@ -36,6 +36,7 @@ from fastweights.evaluate.cells import (
     command,
     measure_all,
     now_and_then,
+    rule_of,
 )
 from fastweights.evaluate.compare import Measured, comparison
 from fastweights.models.budget import with_parameters
@@ -114,7 +115,7 @@ class Results(CellFile):
         found = self.cells.get(cell)
         if found is None or "refused" in found or (found["capped"] and found["minutes"] < minutes):
             return True
-        return found["rule"] != rule_of(cell.contender) or found["sha256"] != numbers
+        return found["rule"] != learner(cell.contender) or found["sha256"] != numbers
 
 
 def settings(days: Sequence[int], epochs: int) -> dict[str, Any]:
@@ -131,18 +132,15 @@ def settings(days: Sequence[int], epochs: int) -> dict[str, Any]:
     return json.loads(json.dumps(values))
 
 
-def rule_of(contender: str) -> Any:
-    """What tells a preset's rule from others, as JSON values; None for a control, and if it cannot be built."""
-    try:
-        return None if contender in CONTROLS else json.loads(json.dumps(beyond_defaults(PRESETS[contender]())))
-    except UserError:
-        return None
+def learner(contender: str) -> Any:
+    """What tells a contender's rule from others, as JSON values; None for what learns nothing."""
+    return None if contender in CONTROLS else rule_of(contender)
 
 
 def measure_cell(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     """One cell, in this process."""
     scaled = scale(read_series(arguments.path), tuple(arguments.days))
-    found = cell._asdict() | {"minutes": arguments.minutes, "rule": rule_of(cell.contender)}
+    found = cell._asdict() | {"minutes": arguments.minutes, "rule": learner(cell.contender)}
     found |= {"sha256": sha256(arguments.path)} | circumstances(arguments.device, arguments.threads)
     if cell.contender in CONTROLS:
         spec = WindowSpec(INPUTS, cell.horizon)

@@ -17,14 +17,12 @@ matrix can be compared with an MLP: 50000 suits both. `--seeds 0 --render TABLE.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastweights.core.presets import PRESETS
-from fastweights.core.rule import beyond_defaults
 from fastweights.errors import UserError
 from fastweights.evaluate.cells import (
     CellFile,
@@ -36,6 +34,7 @@ from fastweights.evaluate.cells import (
     command,
     measure_all,
     now_and_then,
+    rule_of,
 )
 from fastweights.evaluate.compare import Measured, Shares, comparison
 from fastweights.models.durable import write_file
@@ -95,14 +94,6 @@ def measure(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     except UserError as error:
         return found | {"refused": str(error)}
     return found | {"tier": rule.tier} | run_trial(config, arguments.minutes, on_step)._asdict()
-
-
-def rule_of(preset: str) -> Any:
-    """What tells a preset's rule from others, as JSON values; None if it cannot be built."""
-    try:
-        return json.loads(json.dumps(beyond_defaults(PRESETS[preset]())))
-    except UserError:
-        return None
 
 
 class Results(CellFile):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.forecasting import Cell, Results, numbers, render, rule_of, settings
+from benchmarks.forecasting import Cell, Results, learner, numbers, render, settings
 from tests.made_series import waves, write_series
 
 from fastweights.data.series import read_series, scale
@@ -42,7 +42,7 @@ def cells(path: Path) -> list[dict[str, Any]]:
 
 def made(contender: str, horizon: int, mse: float, seed: int = 0, **other: Any) -> dict[str, Any]:
     """A cell as the command writes it."""
-    cell = {"series": "ETTh1", "contender": contender, "horizon": horizon, "seed": seed, "rule": rule_of(contender)}
+    cell = {"series": "ETTh1", "contender": contender, "horizon": horizon, "seed": seed, "rule": learner(contender)}
     cell |= {"minutes": 15.0, "sha256": "abc", "mse": mse, "mae": mse / 2, "capped": False, "stopped": ""}
     cell |= {"parameters": 0 if contender in CONTROLS else 1000 * horizon, "date": "2026-11-26"}
     return cell | {"machine": {"cores": 2}, "versions": {"torch": "2.13.0"}} | other
@@ -111,7 +111,7 @@ def test_a_cell_is_measured_again_for_other_numbers_another_rule_or_more_minutes
     assert not lacks(minutes=30.0)
     assert lacks(minutes=30.0, capped=True)
     assert not lacks(capped=True)
-    assert lacks(rule=rule_of("deltanet"))
+    assert lacks(rule=learner("deltanet"))
     assert lacks(refused="no such model")
     assert not lacks()
     assert results.lacks(cell._replace(seed=1), "abc", 15.0)

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.recall_table import BEGIN, END, Cell, Results, into_page, overview, render, rule_of
+from benchmarks.recall_table import BEGIN, END, Cell, Results, into_page, overview, render
 
 from fastweights.errors import UserError
+from fastweights.evaluate.cells import rule_of
 from fastweights.train.trial import trial_settings
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "recall_table.py"

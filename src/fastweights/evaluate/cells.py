@@ -24,6 +24,8 @@ from typing import Any
 import torch
 
 from fastweights import __version__
+from fastweights.core.presets import PRESETS
+from fastweights.core.rule import beyond_defaults
 from fastweights.errors import UserError
 from fastweights.models.durable import write_file
 from fastweights.models.stopping import stop_requests
@@ -67,6 +69,14 @@ class CellFile:
         content = {"settings": self.settings, "cells": [self.cells[key] for key in sorted(self.cells)]}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_file(self.path, (json.dumps(content, indent=1) + "\n").encode())
+
+
+def rule_of(preset: str) -> Any:
+    """What tells a preset's rule from others, as JSON values; None if it cannot be built."""
+    try:
+        return json.loads(json.dumps(beyond_defaults(PRESETS[preset]())))
+    except UserError:
+        return None
 
 
 def arguments_of(parser: argparse.ArgumentParser, out: str, names: Sequence[str]) -> argparse.Namespace:
