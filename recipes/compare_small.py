@@ -3,7 +3,8 @@
     fastweights compare compare_small --out results/compare_small
 
 All models of a contest have equally many parameters (2 % more or less) and read the same tokens in the same order. A
-cell takes at most five minutes, the whole grid about six hours on two cores; stop it and go on as you like.
+cell takes about five minutes at most, the whole grid about five hours on two cores; stop it and go on as you like. What
+is slower is cut off after four minutes of training, and marked.
 """
 
 from __future__ import annotations

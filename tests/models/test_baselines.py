@@ -113,6 +113,15 @@ def test_a_selective_state_space_is_mambas() -> None:
     torch.testing.assert_close(layer(x).y, expected, rtol=1e-10, atol=1e-12)
 
 
+def test_a_huge_token_of_a_selective_state_space_spoils_no_other_document_and_no_later_call() -> None:
+    layer = SelectiveSSM(6, states=3)
+    x = torch.randn(1, 6, 6)
+    x[0, 2] = 1e30
+    reading = layer(x, cu_seqlens=torch.tensor([0, 3, 6]))
+    torch.testing.assert_close(reading.y[:, 3:], layer(x[:, 3:]).y)
+    assert bool(layer(x[:, :2], layer(x[:, :3]).state).y.isfinite().all())
+
+
 def test_the_gradient_of_the_scan_is_autograds() -> None:
     shapes = (2, 5, 3, 2), (2, 5, 3, 2), (2, 3, 2)
     parts = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]

@@ -14,7 +14,6 @@ from fastweights.errors import UserError
 from fastweights.layers.conformance import PER_LENGTH, Subject, memories, split_gradients, stirred
 from fastweights.models.config import ModelConfig
 from fastweights.models.forecaster import Forecaster, ForecasterConfig, ForecasterState
-from fastweights.models.language_model import LanguageModel
 
 C, H = 3, 5
 
@@ -103,19 +102,14 @@ def test_a_bfloat16_model_keeps_sums_and_memories_in_float32() -> None:
     assert bool(told.values.isfinite().all())
 
 
-@pytest.mark.parametrize("wiring", WIRINGS)
-def test_the_same_parameters_of_blocks_decay_as_in_a_language_model(wiring: str) -> None:
-    def decayed(model: Forecaster | LanguageModel) -> set[str]:
-        group, rest = model.parameter_groups(0.1)
-        assert (group["weight_decay"], rest["weight_decay"]) == (0.1, 0.0)
-        names = {id(parameter): name for name, parameter in model.named_parameters()}
-        assert len(group["params"]) + len(rest["params"]) == len(names)
-        return {names[id(parameter)] for parameter in group["params"]}
-
-    model = config(wiring, "titans")
-    found = decayed(Forecaster(ForecasterConfig(C, H, model)))
-    assert found == decayed(LanguageModel(model))
-    assert found
+def test_projections_decay_and_nothing_else() -> None:
+    model = forecaster()
+    decayed, kept = model.parameter_groups(0.1)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    assert len(decayed["params"]) + len(kept["params"]) == len(names)
+    inside = {names[id(parameter)] for parameter in decayed["params"]}
+    assert {"blocks.0.mixer.qkv.weight", "blocks.0.feedforward.down.weight"} <= inside
+    assert not {"embedding.weight", "head.weight", "blocks.0.mixer.gates.weight"} & inside
 
 
 def test_what_does_not_fit_is_refused() -> None:

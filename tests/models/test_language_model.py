@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from fastweights.core.properties import tensors
 from fastweights.errors import UserError
 from fastweights.layers.conformance import memories, stirred
 from fastweights.layers.context import MAC
+from fastweights.models.config import ModelConfig
 from fastweights.models.language_model import LanguageModel, detach_state, flatten_state, unflatten_state
 
 
@@ -113,6 +115,23 @@ def test_weight_decay_spares_gates_initial_memories_norms_and_embeddings() -> No
         assert not [name for name in inside if part in name], part
     for part in ("qkv.weight", "feedforward.down.weight", "recall.query.weight", "gate.out.weight"):
         assert [name for name in inside if part in name], part
+
+
+@pytest.mark.parametrize(
+    ("wiring", "decays", "spared"),
+    [
+        ("lstm", {"cell.weight_ih_l0", "cell.weight_hh_l0", "out.weight"}, {"cell.bias_ih_l0"}),
+        ("mamba", {"into.weight", "select.weight", "step.weight", "out.weight"}, {"log_decay", "skip", "step.bias"}),
+        ("attention", {"heads.qkv.weight", "heads.out.weight"}, set()),
+    ],
+)
+def test_weight_decay_of_mixers_without_a_memory(wiring: Any, decays: set[str], spared: set[str]) -> None:
+    model = LanguageModel(ModelConfig(vocab_size=9, dim=16, depth=1, heads=2, wiring=wiring))
+    decayed, kept = model.parameter_groups(0.1)
+    names = {id(p): name.removeprefix("blocks.0.mixer.") for name, p in model.named_parameters()}
+    inside, outside = ({names[id(p)] for p in group["params"]} for group in (decayed, kept))
+    assert decays == {name for name in inside if not name.startswith("blocks.")}
+    assert spared <= outside
 
 
 def test_tied_models_share_one_table() -> None:

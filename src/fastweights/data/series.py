@@ -113,7 +113,7 @@ def scale(series: Series, days: tuple[int, int, int] = ETT_DAYS) -> Scaled:
         )
     seen = series.values[:train]
     mean, deviation = seen.mean(0), seen.std(0)
-    deviation[deviation == 0] = 1.0
+    deviation[seen.max(0) == seen.min(0)] = 1.0
     values = ((series.values[:test] - mean) / deviation).astype(np.float32)
     return Scaled(values, (train, valid, test), mean, deviation, series.per_day)
 

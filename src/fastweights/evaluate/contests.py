@@ -18,7 +18,7 @@ HELD_BACK = 2
 """Shipped novels that no contest trains on: the last ones by year."""
 
 
-def mqar(steps: int = 1500) -> Contest:
+def mqar(steps: int = 1000) -> Contest:
     """Multi-query associative recall (arXiv 2312.04927): 4 to 32 pairs in rows of 64 to 256 tokens.
 
     Rows of 64 tokens first, then all lengths in turn. A guess among the 256 values is right in 0.4 %.
@@ -46,7 +46,7 @@ def _recall(task: MQARTask, length: int, pairs: int) -> Probe:
     return Probe(name=f"{pairs} pairs", length=length, batch_size=32, batches=max(1, 32 // pairs), task=fixed)
 
 
-def parity(steps: int = 500) -> Contest:
+def parity(steps: int = 400) -> Contest:
     """The parity of 3 to 40 bits, asked at every bit, and of up to 256 in the end. A guess is right in half."""
     return Contest(
         like=ModelConfig(vocab_size=3, dim=64, depth=2, heads=4),
@@ -62,7 +62,7 @@ def parity(steps: int = 500) -> Contest:
     )
 
 
-def needle(steps: int = 1000) -> Contest:
+def needle(steps: int = 700) -> Contest:
     """One number of seven digits in RULER's noise, asked for by its key (S-NIAH-PK): rows of 256 tokens, up to 4,096.
 
     The first rows have a number of one digit. What counts are whole numbers, with the true digits before each given.
@@ -74,11 +74,11 @@ def needle(steps: int = 1000) -> Contest:
         parameters=700_000,
         task=task,
         stages=(
-            Stage(steps=round(0.3 * steps), length=192, batch_size=8, task=first),
-            Stage(steps=steps - round(0.3 * steps), length=256, batch_size=8),
+            Stage(steps=round(0.2 * steps), length=192, batch_size=8, task=first),
+            Stage(steps=steps - round(0.2 * steps), length=256, batch_size=8),
         ),
         questions=tuple(
-            Probe(name=f"{length} tokens", length=length, batch_size=rows, batches=64 // rows, task=asked)
+            Probe(name=f"{length} tokens", length=length, batch_size=rows, batches=32 // rows, task=asked)
             for length, rows in ((256, 16), (512, 8), (1024, 4), (2048, 2), (4096, 1))
         ),
         measure="exact",
@@ -102,7 +102,7 @@ def _one_needle(digits: int, short: float, split: str = "train") -> RowMix:
     )
 
 
-def books(steps: int = 1500) -> Contest:
+def books(steps: int = 300) -> Contest:
     """Bits per byte of novels: eight of those that are shipped to train on, in rows of 512 bytes, two to be read."""
     names = [novel.name for novel in novels()]
     held_back = TextTask(novels=tuple(names[-HELD_BACK:]))

@@ -61,7 +61,8 @@ class SelectiveSSM(StreamLayer[SelectiveState]):
 
     ``S_t = exp(-exp(A) dt_t) S_{t-1} + dt_t B_t u_t`` and ``y_t = C_t S_t + D u_t``, where ``dt``, ``B`` and ``C`` are
     functions of the token. Starting values are the paper's, but for the convolution, which begins as the identity. A
-    token that is not finite is read as zeros. Cost O(T I N) in time, and in memory for a call.
+    token that is not finite is read as zeros, and one too large for the square of what it writes to be finite writes
+    nothing there. Cost O(T I N) in time, and in memory for a call.
 
     Args:
         dim: D.
@@ -108,6 +109,8 @@ class SelectiveSSM(StreamLayer[SelectiveState]):
         decay = torch.exp(-self.log_decay.to(wide).exp() * dt.unsqueeze(-1))
         if layout.reset is not None:
             decay = torch.where(layout.reset[..., None, None], 0.0, decay)
-        states = scan(decay, (dt * u).unsqueeze(-1) * write.to(wide).unsqueeze(2), state.states)
+        update = (dt * u).unsqueeze(-1) * write.to(wide).unsqueeze(2)
+        update = torch.where(update.square().isfinite(), update, 0.0)
+        states = scan(decay, update, state.states)
         found = torch.einsum("btin,btn->bti", states, read.to(wide)).to(x.dtype) + self.skip * u
         return Reading(self.out(found * F.silu(gate)), SelectiveState(states[:, -1].clone(), tail, layout.end.clone()))

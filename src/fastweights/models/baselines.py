@@ -16,8 +16,9 @@ from fastweights.errors import UserError
 from fastweights.models.budget import with_parameters
 from fastweights.models.config import ModelConfig, Wiring
 
-# With the clip that models have by default: without it a deep memory's gradients explode over long rows.
-_TITANS = replace(presets.titans(), clip=1.0)
+# Without a clip a deep memory's gradients explode over long rows; with that of 1, which models have by default, steps of
+# this lr_max are so short that nothing is learned. With 30 recall is learned as without.
+_TITANS = replace(presets.titans(), clip=30.0)
 
 
 def _memory(rule: Rule, wiring: Wiring = "lmm") -> Callable[[ModelConfig], ModelConfig]:

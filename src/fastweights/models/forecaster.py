@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from fastweights.errors import UserError
-from fastweights.layers.memory import MemoryLayer
 from fastweights.layers.norm import RMSNorm
 from fastweights.models.config import ModelConfig
+from fastweights.models.groups import parameter_groups
 from fastweights.models.titans import build_block
 
 
@@ -152,13 +152,8 @@ class Forecaster(nn.Module):
         return Told(self.tell(read.hidden[series, last], read.mean[series, last]), read.state)
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups for AdamW: decay on the projections of the blocks, as in a language model, and on nothing else."""
-        gates = [layer.gates for layer in self.modules() if isinstance(layer, MemoryLayer)]
-        linear = [layer for layer in self.blocks.modules() if isinstance(layer, nn.Linear) and layer not in gates]
-        decayed = [layer.weight for layer in linear]
-        chosen = set(map(id, decayed))
-        others = [parameter for parameter in self.parameters() if id(parameter) not in chosen]
-        return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        """Groups for AdamW; see `fastweights.models.groups`."""
+        return parameter_groups(self, self.blocks, weight_decay)
 
     def _blocks(self) -> list[Any]:
         return list(self.blocks)

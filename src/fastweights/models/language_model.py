@@ -14,12 +14,10 @@ from fastweights.core.layout import make_layout, pack, unpack
 from fastweights.core.rule import beyond_defaults
 from fastweights.core.types import Surprise
 from fastweights.errors import UserError
-from fastweights.layers.attention import Heads
-from fastweights.layers.convolution import ShortConvolution
-from fastweights.layers.memory import MemoryLayer
 from fastweights.layers.norm import RMSNorm
 from fastweights.layers.stream import Plan, Reading, unpack_surprise
 from fastweights.models.config import ModelConfig
+from fastweights.models.groups import parameter_groups
 from fastweights.models.titans import build_block, start_by_copying
 
 ModelState = tuple[Any, ...]
@@ -165,23 +163,8 @@ class LanguageModel(nn.Module):
         return digest.hexdigest()
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Groups for AdamW: decay on the slow weight matrices only, not on gates, W_0, norms, biases or embeddings.
-
-        Short convolutions and persistent tokens are spared as well.
-        """
-        spared = [self.embedding.weight, self.head.weight]
-        for module in self.modules():
-            if isinstance(module, MemoryLayer):
-                spared += [*module.initial.values(), *module.gate_parameters()]
-            elif isinstance(module, ShortConvolution):
-                spared.append(module.weight)
-            elif isinstance(module, Heads) and module.persistent is not None:
-                spared.append(module.persistent)
-        kept = set(map(id, spared))
-        decayed = [p for p in self.parameters() if p.dim() == 2 and id(p) not in kept]
-        chosen = set(map(id, decayed))
-        others = [p for p in self.parameters() if id(p) not in chosen]
-        return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+        """Groups for AdamW; see `fastweights.models.groups`."""
+        return parameter_groups(self, self.blocks, weight_decay)
 
 
 def flatten_state(state: Any, prefix: str = "") -> dict[str, Tensor]:
