@@ -19,12 +19,13 @@ import json
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastweights.core.presets import PRESETS
 from fastweights.core.rule import beyond_defaults
-from fastweights.data.series import ETT_DAYS, Scaled, read_series, scale
+from fastweights.data.series import ETT_DAYS, PARTS, Scaled, read_series, scale
 from fastweights.errors import UserError
 from fastweights.evaluate.cells import (
     CellFile,
@@ -43,7 +44,7 @@ from fastweights.models.budget import with_parameters
 from fastweights.models.config import ModelConfig
 from fastweights.models.durable import sha256, write_file
 from fastweights.models.forecaster import ForecasterConfig
-from fastweights.tasks.forecasting import CONTROLS, HORIZONS, WindowSpec, control, measure
+from fastweights.tasks.forecasting import CONTROLS, HORIZONS, WindowSpec, control, count_windows, measure
 from fastweights.train.forecasting import ForecastStep, ForecastTraining, evaluate_forecaster, train_forecaster
 
 INPUTS, EPOCHS, MINUTES = 96, 10, 15.0
@@ -142,11 +143,11 @@ def measure_cell(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     scaled = scale(read_series(arguments.path), tuple(arguments.days))
     found = cell._asdict() | {"minutes": arguments.minutes, "rule": learner(cell.contender)}
     found |= {"sha256": sha256(arguments.path)} | circumstances(arguments.device, arguments.threads)
-    if cell.contender in CONTROLS:
-        spec = WindowSpec(INPUTS, cell.horizon)
-        errors = measure(control(cell.contender, spec, scaled.per_day), scaled, "test", spec)
-        return found | errors._asdict() | {"capped": False, "stopped": "", "parameters": 0}
+    spec = WindowSpec(INPUTS, cell.horizon)
     try:
+        if cell.contender in CONTROLS:
+            errors = measure(control(cell.contender, spec, scaled.per_day), scaled, "test", spec)
+            return found | errors._asdict() | {"capped": False, "stopped": "", "parameters": 0}
         model = with_parameters(replace(MODEL, rule=PRESETS[cell.contender]()), PARAMETERS, TOLERANCE)
     except UserError as error:
         return found | {"refused": str(error)}
@@ -251,8 +252,10 @@ def main() -> int:
         series, contender, horizon, seed = arguments.cell
         return answer(lambda: measure_cell(Cell(series, contender, int(horizon), int(seed)), arguments))
     series = read_series(arguments.path)
-    scale(series, tuple(arguments.days))
+    scaled = scale(series, tuple(arguments.days))
     rules = chosen(arguments.rules, list(PRESETS), "rule")
+    for part, horizon in product(PARTS, arguments.horizons):
+        count_windows(scaled, part, WindowSpec(INPUTS, horizon))
     results = Results(arguments.out, settings(arguments.days, arguments.epochs))
     wanted = [
         Cell(series.name, contender, horizon, seed)

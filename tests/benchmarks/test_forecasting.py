@@ -88,6 +88,7 @@ def test_killed_after_some_cells_the_command_goes_on_with_the_others(path: Path)
         (("--rules", "titan"), "there is no rule 'titan'; there is titans"),
         (("--days", "6", "5", "6"), "'made' has 384 rows, too few for parts of 6, 5, 6 days"),
         (("--horizons", "96,x"), "invalid numbers value: '96,x'"),
+        (("--horizons", "9000"), "too few to read 96 and tell 9000"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(words: tuple[str, ...], says: str, path: Path) -> None:

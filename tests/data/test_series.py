@@ -88,9 +88,12 @@ def test_scales_are_of_the_part_for_training_alone() -> None:
 
 
 def test_a_column_that_never_changes_is_moved_and_not_stretched() -> None:
-    scaled = scale(Series("made", ("a",), np.full((96, 1), 7.0), 24), (2, 1, 1))
-    assert scaled.deviation.tolist() == [1.0]
-    assert not scaled.values.any()
+    # The mean of 48 times 0.1 is rounded, so that the deviation from it is not 0.
+    values = np.full((96, 2), (7.0, 0.1))
+    values[72:] += 1.0
+    scaled = scale(Series("made", ("a", "b"), values, 24), (2, 1, 1))
+    assert scaled.deviation.tolist() == [1.0, 1.0]
+    np.testing.assert_allclose(scaled.values, values - (7.0, 0.1), atol=1e-6)
 
 
 def test_parts_that_cannot_be_are_refused() -> None:

@@ -11,10 +11,10 @@ from tests.small_model import build
 
 from fastweights.data.tokenizer import ByteTokenizer
 from fastweights.errors import UserError
-from fastweights.evaluate.answerer import Answered, Answerer, ModelAnswerer, Read, on_own_line
+from fastweights.evaluate.answerer import Answered, Answerer, ModelAnswerer, Read
 from fastweights.evaluate.runner import SampleStep, evaluate_task
 from fastweights.evaluate.text_tasks import samples_of
-from fastweights.inference.session import Session
+from fastweights.inference.session import Session, on_own_line
 
 TEXTS = ["The sky is blue. " * 80, "Green."]
 QUESTIONS = ["What is the sky?", "\nWhich colour?"]

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -197,6 +198,9 @@ def test_generation_arguments(arguments: dict[str, Any], ending: Ending) -> None
         ({"num_beams": 4}, "knows the limit"),
         ({"repetition_penalty": 1.2}, "repetition_penalty"),
         ({"max_gen_toks": 0}, "at least 1"),
+        ({"max_gen_toks": "many"}, "'max_gen_toks' is a number, not 'many'"),
+        ({"temperature": "x"}, "'temperature' is a number"),
+        ({"until": 7}, "a string or a list of strings, not 7"),
     ],
 )
 def test_what_cannot_be_generated_is_refused_before_anything_is_read(arguments: dict[str, Any], refusal: str) -> None:
@@ -252,6 +256,7 @@ def test_without_a_gpu_the_harness_s_default_is_the_cpu(tmp_path: Path, monkeypa
         ({"model": "small", "batch_size": "some"}, "a number or auto"),
         ({"model": "small", "batch_size": 0}, "at least one row"),
         ({"model": "small", "device": "abacus"}, "abacus"),
+        ({"model": "small", "device": "xpu"}, "there is no device 'xpu'"),
     ],
 )
 def test_arguments_that_are_refused(
@@ -286,3 +291,20 @@ def test_a_saved_tokenizer_is_the_same(tokenizer: Any, tmp_path: Path) -> None:
     assert kind == {"tokenizer_class": "PreTrainedTokenizerFast"}
     with pytest.raises(UserError, match="cannot be written"):
         harness.save_tokenizer(tokenizer, tmp_path / "a" / "b" / "tokenizer.json")
+
+
+def test_a_tokenizer_of_another_package_is_not_saved_as_bytes(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="'theirs' is not one of this library's"):
+        harness.save_tokenizer(SimpleNamespace(name="theirs"), tmp_path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("error", "status"), [(UserError("no"), 2), (FastweightsError("diverged"), 1)])
+def test_errors_of_the_harness_are_sentences(
+    error: Exception, status: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        raise error
+
+    monkeypatch.setattr(harness, "adapter", fail)
+    assert harness.main() == status
+    assert capsys.readouterr().err == f"fastweights: {error}\n"

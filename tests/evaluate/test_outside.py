@@ -136,6 +136,8 @@ def test_a_folder_is_opened_from_its_files_alone(made_up: MadeUp, folder: Path) 
     assert (found.name, found.device, found.longest) == (f"hf:{folder}", "cpu", 64)
     assert found.versions == {"transformers": "5.0.made-up"}
     assert found.fingerprint == hashlib.sha256(b"weights, more weights").hexdigest()
+    (folder / "config.json").write_text('{"rope_theta": 1}')
+    assert open_answerer(f"hf:{folder}").fingerprint != found.fingerprint
 
 
 def test_a_gguf_file_is_opened_by_its_name(made_up: MadeUp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

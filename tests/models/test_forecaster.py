@@ -120,6 +120,14 @@ def test_what_does_not_fit_is_refused() -> None:
         model(series(2, 4), model(series(2, 4)))
     with pytest.raises(UserError, match="the state holds 1 series and the input 2"):
         model(series(2, 4), model.init_state(1))
+    other = Forecaster(ForecasterConfig(C + 1, H, config("lmm", "titans"))).init_state(2)
+    with pytest.raises(UserError, match="must be one of this model's own"):
+        model(series(2, 4), other)
+    for mask in (torch.ones(2, 3, dtype=torch.bool), torch.ones(2, 4)):
+        with pytest.raises(UserError, match=r"the mask must be bool \[2, 4\]"):
+            model(series(2, 4), mask=mask)
+    with pytest.raises(UserError, match="no row is read"):
+        model(series(2, 4), mask=torch.tensor([[True] * 4, [False] * 4]))
     with pytest.raises(UserError, match="needs a variable and a row"):
         ForecasterConfig(0, 5)
     for wrong in (replace(ModelConfig(), tied=True), replace(ModelConfig(), start="induction")):

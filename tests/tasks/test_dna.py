@@ -106,6 +106,22 @@ def test_stretches_of_tables_have_the_class_of_their_table(tmp_path: Path) -> No
         list(read_classes([], [str(tmp_path / "a.fa")]))
 
 
+def test_names_of_records_tell_them_apart(tmp_path: Path) -> None:
+    (tmp_path / "a.fa").write_text(">t.1\nACGT\n>t.2\nGGTT\n>u.1\nCCAA\n")
+    (tmp_path / "b.fa").write_text(">t.1\nTTTT\n")
+    table = tmp_path / "t.csv"
+    for name, bases in (("t.2", "GG"), ("u", "CC"), ("t", None)):
+        table.write_text(f"region,start,end,strand\n{name},0,2,+\n")
+        if bases is None:
+            with pytest.raises(UserError, match="names what is not in the genome: t 0 to 2"):
+                list(read_classes([str(table)], [str(tmp_path / "a.fa")]))
+        else:
+            (stretch,) = read_classes([str(table)], [str(tmp_path / "a.fa")])
+            assert "".join("ACGTN"[base] for base in stretch.bases) == bases
+    with pytest.raises(UserError, match=r"two records are called 't.1', one in .*b.fa"):
+        list(read_classes([str(table)], [str(tmp_path / "a.fa"), str(tmp_path / "b.fa")]))
+
+
 def test_classes_are_asked_behind_the_last_base() -> None:
     stretches = [Stretch(encode("ACGTACGT"), 0), Stretch(encode("GG"), 1)]
     ids, labels = make_classes(np.random.default_rng(0), 32, stretches, 6)

@@ -122,8 +122,8 @@ def test_what_does_not_fit_is_refused() -> None:
         count_windows(scaled, "train", WindowSpec(140, 10))
     with pytest.raises(UserError, match=r"must have the shape \[63, 10, 3\]; this one has \[63, 1, 3\]"):
         measure(lambda inputs: inputs[:, :1], scaled, "test", SMALL)
-    with pytest.raises(UserError, match="do not hold 24"):
-        measure(control("day before", WindowSpec(23, 10), 24), scaled, "test", WindowSpec(23, 10))
+    with pytest.raises(UserError, match="do not hold the 24 of a day"):
+        control("day before", WindowSpec(23, 10), 24)
     with pytest.raises(UserError, match="the controls are last value, day before, mean"):
         control("median", SMALL, 24)
     with pytest.raises(UserError, match="must read and tell a row"):

@@ -121,3 +121,7 @@ def test_what_cannot_be_is_refused(scaled: Scaled) -> None:
         replace(TRAINING, patience=0)
     with pytest.raises(UserError, match="too few to read 24 and tell 400"):
         train_forecaster(scaled, replace(TRAINING, model=ForecasterConfig(3, 400, MODEL)))
+    steps: list[object] = []
+    with pytest.raises(UserError, match=r"the part valid has .* rows, too few"):
+        train_forecaster(scaled, replace(TRAINING, model=ForecasterConfig(3, 120, MODEL)), on_step=steps.append)
+    assert not steps

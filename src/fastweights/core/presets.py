@@ -230,13 +230,14 @@ def lact(expansion: float = 2.0, chunk_size: int = 16) -> Rule:
 
     A chunk is answered by the memory before it and then written (the paper: chunks of 2,048 tokens and more, beside
     sliding-window attention). Momentum is a gate per token here, one per chunk there; Newton-Schulz has Muon's three
-    coefficients in every iteration, where LaCT's code has others in each.
+    coefficients in every iteration, where LaCT's code has others in each. Steps are half as long as LaCT's, which are 1
+    and, taken at every token (chunk size 1), make rounding grow a millionfold within 33 tokens.
     """
     return Rule(
         architecture=GatedMLP(expansion),
         bias=DotProduct(),
         retention=RowNorm(),
-        algorithm=NewtonSchulz(step=1.0),
+        algorithm=NewtonSchulz(step=0.5),
         chunk_size=chunk_size,
         read="chunk",
         clip=None,

@@ -10,6 +10,7 @@ the end of what has been read, no later text can change the ids.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
@@ -111,6 +112,15 @@ class Tokenizer(ABC):
         if held:
             yield self._encode_piece(_SURROGATES.sub("\ufffd", "".join(parts)))
 
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of what makes it count as it does, in hexadecimal digits."""
+        return hashlib.sha256(self.definition().encode()).hexdigest()
+
+    def definition(self) -> str:
+        """All that makes it what it is, as text: here its name."""
+        return self.name
+
     def encode(self, text: str) -> list[int]:
         """Encode a whole text. No special ids are added, and none can be forged by the text."""
         return self.encode_array(text).tolist()
@@ -187,6 +197,10 @@ class BPETokenizer(Tokenizer):
             if index >= len(SPECIALS):
                 self._bytes[index] = bytes(from_symbol[symbol] for symbol in token)
 
+    def definition(self) -> str:
+        """The JSON text that builds it."""
+        return str(self._backend.to_str())
+
     def _encode_piece(self, text: str) -> Ids:
         return np.array(self._backend.encode(text, add_special_tokens=False).ids, np.int32)
 
@@ -238,6 +252,10 @@ def _checked_backend(definition: str, name: str) -> tuple[tokenizers.Tokenizer, 
     if not symbols <= vocab.keys() or any(set(t) - symbols for t, i in vocab.items() if i >= len(SPECIALS)):
         raise UserError(refusal + "its alphabet is not the 256 bytes.")
     return backend, vocab
+
+
+SHIPPED = ("bytes", "bpe4096")
+"""Names of the tokenizers that come with the package."""
 
 
 def load_tokenizer(name_or_path: str | Path) -> Tokenizer:

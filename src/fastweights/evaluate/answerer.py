@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from fastweights.data.tokenizer import Tokenizer
 from fastweights.errors import UserError
-from fastweights.inference.session import Progress, Session
+from fastweights.inference.session import Progress, Session, on_own_line
 from fastweights.models.language_model import LanguageModel
 
 _PIECE = 1024
@@ -108,11 +108,6 @@ class Answerer(ABC):
             UserError: Not one question for each context, an empty one, or a limit below 1; and, before anything is
                 read, more tokens than `longest`.
         """
-
-
-def on_own_line(question: str) -> str:
-    """A question behind a line end; behind no second one if it begins with one."""
-    return question if question.startswith("\n") else "\n" + question
 
 
 class ModelAnswerer(Answerer):

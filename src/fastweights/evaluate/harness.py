@@ -23,8 +23,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fastweights.data.tokenizer import SPECIALS, BPETokenizer, Tokenizer, byte_symbols
-from fastweights.errors import UserError
+from fastweights.data.tokenizer import SPECIALS, BPETokenizer, ByteTokenizer, Tokenizer, byte_symbols
+from fastweights.errors import FastweightsError, UserError
 from fastweights.evaluate.harness_reader import Reader, reader_of
 from fastweights.models.durable import write_file
 
@@ -121,9 +121,11 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str | Path) -> None:
         folder: Made with its parents; ``tokenizer.json`` and ``tokenizer_config.json`` in it are replaced.
 
     Raises:
-        UserError: The folder cannot be written.
+        UserError: The folder cannot be written, or the tokenizer is another package's.
     """
-    definition = tokenizer._backend.to_str() if isinstance(tokenizer, BPETokenizer) else _definition_of_bytes()
+    if not isinstance(tokenizer, BPETokenizer | ByteTokenizer):
+        raise UserError(f"the tokenizer '{tokenizer.name}' is not one of this library's: load one with load_tokenizer")
+    definition = tokenizer.definition() if isinstance(tokenizer, BPETokenizer) else _definition_of_bytes()
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
         write_file(Path(folder) / "tokenizer.json", definition.encode())
@@ -148,9 +150,9 @@ def main() -> int:
         from lm_eval.__main__ import cli_evaluate  # type: ignore[import-not-found]
 
         cli_evaluate()
-    except UserError as error:
+    except FastweightsError as error:
         sys.stderr.write(f"fastweights: {error}\n")
-        return 2
+        return 2 if isinstance(error, UserError) else 1
     return 0
 
 

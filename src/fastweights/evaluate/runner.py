@@ -111,9 +111,15 @@ def _facts(
     answerer: Answerer, task: str, seed: int, paths: Sequence[str], count_by: Tokenizer | None
 ) -> dict[str, Any]:
     """What all results of a file share."""
-    own = {"model": answerer.name, "fingerprint": answerer.fingerprint}
-    counted = None if count_by is None else count_by.name
-    return own | {"task": task, "seed": seed, "text": list(paths), "count_by": counted}
+    return {
+        "model": answerer.name,
+        "fingerprint": answerer.fingerprint,
+        "task": task,
+        "seed": seed,
+        "text": list(paths),
+        "count_by": None if count_by is None else count_by.name,
+        "count_by_sha256": None if count_by is None else count_by.fingerprint,
+    }
 
 
 def _run(answerer: Answerer, command: str) -> dict[str, Any]:

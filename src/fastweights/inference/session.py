@@ -274,7 +274,7 @@ class Session:
             raise UserError(f"this session has {self.rows} rows: ask one question of each")
         if not all(questions):
             raise UserError("the question is empty: ask something")
-        questions = [text if text.startswith("\n") else "\n" + text for text in questions]
+        questions = [on_own_line(text) for text in questions]
         prompts = [self.tokenizer.encode_array(text) for text in questions]
         answers = self._continue(prompts, Sampling().choose, max_tokens, stop)
         if learn:
@@ -383,3 +383,8 @@ class Session:
         session = Session(model, tokenizer, header.rows, header.piece, header.model)
         session._now = binding.restored(header, tensors, model, tokenizer, name)
         return session
+
+
+def on_own_line(question: str) -> str:
+    """A question behind a line end; behind no second one if it begins with one."""
+    return question if question.startswith("\n") else "\n" + question

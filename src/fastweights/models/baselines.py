@@ -16,8 +16,8 @@ from fastweights.errors import UserError
 from fastweights.models.budget import with_parameters
 from fastweights.models.config import ModelConfig, Wiring
 
-# Without a clip a deep memory's gradients explode over long rows; with that of 1, which models have by default, steps of
-# this lr_max are so short that nothing is learned. With 30 recall is learned as without.
+# Without a clip a deep memory's gradients explode over long rows; with that of 1, which models have by default, steps
+# of this lr_max are so short that nothing is learned. With 30 recall is learned as without.
 _TITANS = replace(presets.titans(), clip=30.0)
 
 

@@ -112,8 +112,10 @@ class Forecaster(nn.Module):
             raise UserError(f"the input must be [batch, time >= 1, {self.config.variables}]; it is {list(x.shape)}")
         if state is None:
             state = self.init_state(x.shape[0])
-        elif not isinstance(state, ForecasterState):
+        elif not isinstance(state, ForecasterState) or not self._fits(state):
             raise UserError("the state must be one of this model's own: pass the .state of an answer, or init_state")
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != x.shape[:2]):
+            raise UserError(f"the mask must be bool {list(x.shape[:2])}; it is {mask.dtype} {list(mask.shape)}")
         if len(state.total) != x.shape[0]:
             raise UserError(f"the state holds {len(state.total)} series and the input {x.shape[0]}; they must agree")
         real = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device) if mask is None else mask
@@ -142,9 +144,11 @@ class Forecaster(nn.Module):
             mask: bool ``[B, T]``, False where a slot is padding, anywhere in a series of which some row is read.
 
         Raises:
-            UserError: shapes that do not fit.
+            UserError: shapes that do not fit, or a series without a row.
         """
         read = self.encode(x, state, mask=mask)
+        if mask is not None and not bool(mask.any(1).all()):
+            raise UserError("a series of which no row is read has nothing behind it to tell: leave it out of the call")
         if mask is None:
             return Told(self.tell(read.hidden[:, -1], read.mean[:, -1]), read.state)
         series = torch.arange(len(x), device=x.device)
@@ -154,6 +158,9 @@ class Forecaster(nn.Module):
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Groups for AdamW; see `fastweights.models.groups`."""
         return parameter_groups(self, self.blocks, weight_decay)
+
+    def _fits(self, state: ForecasterState) -> bool:
+        return len(state.blocks) == len(self.blocks) and state.total.shape[1:] == (self.config.variables,)
 
     def _blocks(self) -> list[Any]:
         return list(self.blocks)

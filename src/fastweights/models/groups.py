@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from fastweights.layers.memory import MemoryLayer
 
@@ -20,7 +20,7 @@ def parameter_groups(model: nn.Module, blocks: nn.Module, weight_decay: float) -
         weight_decay: of the first group; that of the second is 0.
     """
     gates = {id(layer.gates) for layer in blocks.modules() if isinstance(layer, MemoryLayer)}
-    decayed: list[nn.Parameter] = []
+    decayed: list[Tensor] = []
     for layer in blocks.modules():
         if isinstance(layer, nn.Linear) and id(layer) not in gates:
             decayed.append(layer.weight)

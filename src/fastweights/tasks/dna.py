@@ -99,19 +99,29 @@ def read_classes(tables: Sequence[str], genome: Sequence[str]) -> Iterator[Stret
             their names without a version (``ENST00000456328`` for ``ENST00000456328.2``).
 
     Raises:
-        UserError: As `read_fasta` and `read_intervals`, and where nothing is named.
+        UserError: As `read_fasta` and `read_intervals`, where nothing is named, and for two records of one name.
     """
     if not tables:
         raise UserError("there is no table of intervals to read: name one for each class")
-    records: dict[str, NDArray[np.uint8]] = {}
-    for source in find_sources(genome):
-        for record in read_fasta(source):
-            records[record.name] = record.bases
-            records.setdefault(record.name.rpartition(".")[0] or record.name, record.bases)
+    records = _by_name(genome)
     for label, table in enumerate(tables):
         for bases in read_intervals(table, records):
             # A copy, or the last stretch that is kept would keep the genome.
             yield Stretch(bases.copy(), label)
+
+
+def _by_name(genome: Sequence[str]) -> dict[str, NDArray[np.uint8]]:
+    """Records by name, and without their version where only one of them is called so."""
+    records: dict[str, NDArray[np.uint8]] = {}
+    shorter: dict[str, list[str]] = {}
+    for source in find_sources(genome):
+        for record in read_fasta(source):
+            if record.name in records:
+                raise UserError(f"two records are called {record.name!r}, one in {source.name}: give one genome")
+            records[record.name] = record.bases
+            shorter.setdefault(record.name.rpartition(".")[0], []).append(record.name)
+    alone = {short: names[0] for short, names in shorter.items() if short and len(names) == 1}
+    return {short: records[name] for short, name in alone.items()} | records
 
 
 def _part(species: str, record: str, start: int) -> Part:

@@ -150,6 +150,10 @@ def control(name: str, spec: WindowSpec, per_day: int) -> Forecast:
     if name == "last value":
         return partial(repeat_last, rows=1, horizon=spec.horizon)
     if name == "day before":
+        if spec.inputs < per_day:
+            raise UserError(
+                f"windows that read {spec.inputs} rows do not hold the {per_day} of a day: they must read more"
+            )
         return partial(repeat_last, rows=per_day, horizon=spec.horizon)
     if name == "mean":
         return partial(repeat_mean, horizon=spec.horizon)
@@ -157,13 +161,7 @@ def control(name: str, spec: WindowSpec, per_day: int) -> Forecast:
 
 
 def repeat_last(inputs: Values, rows: int, horizon: int) -> Values:
-    """The last rows that were read, again and again.
-
-    Raises:
-        UserError: Fewer were read.
-    """
-    if inputs.shape[1] < rows:
-        raise UserError(f"windows that read {inputs.shape[1]} rows do not hold {rows}: they must read more")
+    """The last rows that were read, again and again; as many were read at least."""
     return inputs[:, -rows:][:, np.arange(horizon) % rows]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastweights.data.series import Part, Scaled
 from fastweights.errors import UserError
+from fastweights.models.device import moved
 from fastweights.models.forecaster import Forecaster, ForecasterConfig
 from fastweights.tasks.forecasting import Errors, Values, Windows, WindowSpec, count_windows, measure, windows_at
 from fastweights.train.config import OptimiserConfig, SkipConfig
@@ -117,11 +118,11 @@ def train_forecaster(
     Args:
         scaled: the series, of `data.series.scale`.
         config: the whole training.
-        minutes: after which it ends with the epoch that it is in.
+        minutes: after which the epoch that it is in is cut short, validated, and the last one.
         on_step: called after every step.
 
     Raises:
-        UserError: the series has other variables or no window, or there is no such device.
+        UserError: the series has other variables, a part of it no window, or there is no such device.
     """
     if scaled.values.shape[1] != config.model.variables:
         raise UserError(
@@ -183,6 +184,7 @@ class _Learner:
     def __init__(self, scaled: Scaled, config: ForecastTraining, deadline: float) -> None:
         self.config, self.scaled, self.deadline = config, scaled, deadline
         self.count = count_windows(scaled, "train", config.windows)
+        count_windows(scaled, "valid", config.windows)  # A part that is too short is found out before the training.
         self.steps = config.epochs * math.ceil(self.count / config.batch_size)
         self.step, self.late = 0, False
         self.model = _fresh(config)
@@ -222,9 +224,4 @@ def _fresh(config: ForecastTraining) -> Forecaster:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         model = Forecaster(config.model)
-    try:
-        return model.to(config.device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"there is no device {config.device!r} on this machine: name one that is, such as cpu"
-        ) from error
+    return moved(model, config.device)
