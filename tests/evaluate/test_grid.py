@@ -193,6 +193,13 @@ def test_recipes_of_comparisons(tmp_path: Path) -> None:
         load_comparison(tmp_path / "x.py")
 
 
+def test_the_report_in_the_repository_is_that_of_its_results(tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2] / "results" / "compare_quick"
+    made = make_report(folder, tmp_path)
+    assert made.used == 8
+    assert made.page.read_text(encoding="utf-8") == (folder / "report.md").read_text(encoding="utf-8")
+
+
 def test_effort_scales_the_steps_alone() -> None:
     (one,) = with_effort(replace(grid(), contests={"recall": recall(10)}), 0.25).contests.values()
     assert [stage.steps for stage in one.stages] == [2]
