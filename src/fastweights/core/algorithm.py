@@ -115,15 +115,30 @@ class DeltaGradientDescent(Algorithm):
 
     For every linear map with its own input x and output gradient delta, both at the anchor, while the erased weights
     are the present ones. x is shortened to unit length in the erasing term where it is longer: for unit keys that is
-    the paper's step, and the eigenvalue ``1 - lr |x|^2`` stays in [0, 1] for lr <= 1.
+    the paper's step, and the eigenvalue ``1 - lr |x|^2`` of the erasing stays in [0, 1] for lr <= 1.
+
+    A squared error erases a second time: along the key of a token that is its own chunk a matrix keeps
+    ``retain - (1 + slope) lr``, where slope is 1 with the loss's half and 2 without. Layers hold lr to what keeps this
+    eigenvalue in [0, 1], or in [-1, 1] if asked; see :meth:`stable_lr`.
 
     Args:
         scope: of a momentum gate, or ``None``: the paper prints none and lists one in its ablation.
+        negative: layers let eigenvalues be negative, down to -1, which parity needs.
     """
 
     scope: Scope | None = None
+    negative: bool = False
 
     erases = True
+
+    def stable_lr(self, retain: Tensor | float, slope: float) -> Tensor | float:
+        """The largest lr at which a unit key is not overwritten, without momentum: what layers multiply lr with.
+
+        Args:
+            retain: in [0, 1], any shape.
+            slope: of the bias's gradient.
+        """
+        return (1.0 + retain if self.negative else retain) / (1.0 + slope)
 
     @property
     def coupling(self) -> Coupling:  # type: ignore[override]

@@ -205,7 +205,42 @@ class GatedMLP(Architecture):
 
 
 @dataclass(frozen=True)
-class Residual(Architecture):
+class _Around(Architecture):
+    """Something around an inner network of one size of keys and values: what does not depend on what it is."""
+
+    inner: Architecture = MLP()
+
+    def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
+        _one_size("a residual memory", key_dim, value_dim)
+        return self.inner.maps(key_dim, value_dim)
+
+    def constants(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
+        return self.inner.constants(key_dim, value_dim)
+
+    @property
+    def closed_form(self) -> bool:
+        """Whether that of the inner network is."""
+        return self.inner.closed_form
+
+    @property
+    def elementwise(self) -> frozenset[str]:  # type: ignore[override]
+        """Those of the inner network."""
+        return self.inner.elementwise
+
+    @property
+    def power(self) -> int:  # type: ignore[override]
+        """That of the inner network."""
+        return self.inner.power
+
+    def initial_gain(self, name: str) -> float:
+        return self.inner.initial_gain(name)
+
+    def initial_constant(self, name: str, index: int) -> float:
+        return self.inner.initial_constant(name, index)
+
+
+@dataclass(frozen=True)
+class Residual(_Around):
     """Residual and LayerNorm around a memory, ``f(W, x) = x + LN(inner(W, x))`` (Titans camera-ready section 3.3).
 
     ``eps`` of at least 1e-3 keeps the gradient through the norm bounded while the inner network is still small. Needs
@@ -217,7 +252,6 @@ class Residual(Architecture):
         affine: the LayerNorm has a learned gain and shift, as TTT's; otherwise the layer's output norm has them.
     """
 
-    inner: Architecture = MLP()
     eps: float = 1e-3
     affine: bool = False
 
@@ -225,10 +259,6 @@ class Residual(Architecture):
         require_positive("the LayerNorm's eps", self.eps)
         if self.affine and any(c.name == "gain" for c in self.inner.constants(8, 8)):
             raise UserError("two LayerNorms of one memory cannot both have a gain and a shift: they would be the same")
-
-    def maps(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
-        _one_size("a residual memory", key_dim, value_dim)
-        return self.inner.maps(key_dim, value_dim)
 
     def constants(self, key_dim: int, value_dim: int) -> tuple[Map, ...]:
         own = (Map("gain", value_dim, 1, True), Map("shift", value_dim, 1, True)) if self.affine else ()
@@ -251,21 +281,6 @@ class Residual(Architecture):
         grad = (grad - grad.mean(-1, keepdim=True) - normed * along) * inverse
         self.inner.backward(record, back, inner, grad)
 
-    @property
-    def closed_form(self) -> bool:
-        """Whether that of the inner network is."""
-        return self.inner.closed_form
-
-    @property
-    def elementwise(self) -> frozenset[str]:  # type: ignore[override]
-        """Those of the inner network."""
-        return self.inner.elementwise
-
-    @property
-    def power(self) -> int:  # type: ignore[override]
-        """That of the inner network."""
-        return self.inner.power
-
     def initial_gain(self, name: str) -> float:
         """A normed network may not start at zero, even if its inner one would."""
         return self.inner.initial_gain(name) or 1.0
@@ -273,6 +288,24 @@ class Residual(Architecture):
     def initial_constant(self, name: str, index: int) -> float:
         """Gain 1, shift 0."""
         return 0.0 if name == "shift" else 1.0 if name == "gain" else self.inner.initial_constant(name, index)
+
+
+@dataclass(frozen=True)
+class Skip(_Around):
+    """A residual without a norm, ``f(W, x) = x + inner(W, x)``: the memory of Hope (Nested Learning eq. 89).
+
+    Needs keys and values of one size.
+
+    Args:
+        inner: the network.
+    """
+
+    def forward(self, linear: Linear, x: Tensor) -> tuple[Tensor, Any]:
+        y, tape = self.inner.forward(linear, x)
+        return x + y, tape
+
+    def backward(self, record: Record, back: Back, tape: Any, grad: Tensor) -> None:
+        self.inner.backward(record, back, tape, grad)
 
 
 def _with_one(x: Tensor) -> Tensor:

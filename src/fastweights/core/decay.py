@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from fastweights.core.algorithm import Coupling
 from fastweights.core.compiled import compilable
+from fastweights.core.second_order import by_expressions
 
 NEGLIGIBLE = 1e-20
 """Products of gates below this are taken for 0."""
@@ -55,17 +56,24 @@ class Coefficients(NamedTuple):
 def products(gate: Tensor) -> Tensor:
     """``P[..., t, s] = gate_{s+1} ... gate_t`` for t >= s, else 0; from ``gate [..., W]``. Cost O(W^2).
 
-    Its outer gradient costs one product of W x W matrices. First-order only.
+    Its outer gradient costs one product of W x W matrices.
     """
-    return _Products.apply(gate)
+    if not by_expressions():
+        return _Products.apply(gate)
+    result = _products(gate)
+    return torch.where(result.abs() < NEGLIGIBLE, 0.0, result)
+
+
+def _products(gate: Tensor) -> Tensor:
+    width = gate.shape[-1]
+    later = torch.ones(width, width, dtype=torch.bool, device=gate.device).tril(-1)
+    return torch.where(later, gate.unsqueeze(-1), 1.0).cumprod(-2).tril()
 
 
 class _Products(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate: Tensor) -> Tensor:
-        width = gate.shape[-1]
-        later = torch.ones(width, width, dtype=torch.bool, device=gate.device).tril(-1)
-        result = torch.where(later, gate.unsqueeze(-1), 1.0).cumprod(-2).tril()
+        result = _products(gate)
         # Products this small change nothing, but as subnormal numbers they would slow every later product tenfold.
         result = torch.where(result.abs() < NEGLIGIBLE, 0.0, result)
         ctx.save_for_backward(result)

@@ -3,7 +3,8 @@
 They compute what a line of tensor expressions would, in place and with fewer passes over memory: on a CPU, passes are
 what the dual tier spends its time on. Shapes: G = batch x heads, W slots; ``h``, ``x`` ``[G, W, in]``, ``delta``
 ``[G, W, out]``, weights ``[G, out, in]``, ``write`` ``[G, W, W]``, other coefficients ``[G, W, 1]`` or ``[G, 1, 1]``.
-First-order only: a gradient of these gradients is refused.
+A gradient of these gradients is refused, but inside :func:`~fastweights.core.second_order.second_order`, where the
+expressions are used.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from fastweights.core.second_order import by_expressions
 
 
 class _Read(torch.autograd.Function):
@@ -112,7 +115,10 @@ class _GeluSlope(torch.autograd.Function):
 
 def gelu_slope(grad: Tensor, x: Tensor) -> Tensor:
     """``grad * gelu'(x)``; GELU's second derivative is ``(2 - x^2) exp(-x^2 / 2) / sqrt(2 pi)``."""
-    return _GeluSlope.apply(grad, x)
+    if not by_expressions():
+        return _GeluSlope.apply(grad, x)
+    density = torch.exp(x.square() * -0.5) * (2.0 * math.pi) ** -0.5
+    return grad * (0.5 * (1.0 + torch.erf(x * 0.5**0.5)) + x * density)
 
 
 def read_product(
@@ -126,7 +132,7 @@ def read_product(
     write: Tensor,
 ) -> Tensor:
     """``carry_t A h_t + inertia_t S h_t - sum_i write_{t,i} <h_t, x_i> delta_i``, ``[G, W, out]``."""
-    if not torch.compiler.is_compiling():
+    if not by_expressions():
         return _Read.apply(h, dual, momentum, x, delta, carry, inertia, write)
     out = torch.bmm(h, dual.transpose(1, 2)) * carry
     if momentum is not None and inertia is not None:
@@ -138,7 +144,7 @@ def write_product(
     old: Tensor, kept: Tensor, other: Tensor | None, gained: Tensor | None, x: Tensor, delta: Tensor, weight: Tensor
 ) -> Tensor:
     """``kept old + gained other - sum_i weight_i delta_i x_i^T``, ``[G, out, in]``; ``weight [G, W, 1]``."""
-    if not torch.compiler.is_compiling():
+    if not by_expressions():
         return _Write.apply(old, kept, other, gained, x, delta, weight)
     new = old * kept
     if other is not None and gained is not None:

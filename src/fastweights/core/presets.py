@@ -13,6 +13,7 @@ from collections.abc import Callable
 from fastweights.core.algorithm import (
     Attention,
     ConjugateGradient,
+    DeltaGradientDescent,
     GradientDescent,
     Hierarchy,
     ImplicitStep,
@@ -20,7 +21,7 @@ from fastweights.core.algorithm import (
     NewtonSchulz,
     Steps,
 )
-from fastweights.core.architecture import MLP, Architecture, GatedMLP, Matrix, Residual
+from fastweights.core.architecture import MLP, Architecture, GatedMLP, Matrix, Residual, Skip
 from fastweights.core.bias import L2, LP, Bias, DotProduct, Huber, Omega
 from fastweights.core.features import Polynomial
 from fastweights.core.retention import KLDivergence, LQNorm, NoRetention, Retention, RowNorm, WeightDecay
@@ -319,6 +320,27 @@ def tnt(local_chunks: tuple[int, ...] = (8,), chunk_size: int = 64, shard: int =
 def softmax_attention() -> Rule:
     """Softmax attention as the growing memory of the family: nothing is compressed, nothing forgotten."""
     return Rule(Matrix(), L2(), NoRetention(), Attention(), chunk_size=1, clip=None, normalise_qk=False)
+
+
+def hope(chunk_size: int = 16, expansion: float = 0.0, momentum: bool = False, negative: bool = True) -> Rule:
+    """The rule of Hope's self-modifying memories (Nested Learning eqs. 88, 89).
+
+    Each of them makes its own targets, see :class:`~fastweights.layers.self_modifying.SelfModifyingTitans`.
+
+    Args:
+        chunk_size: of the memory proper.
+        expansion: 0 for the linear memory ``x + W x`` (eq. 92), else the width of the printed two-layer network.
+        momentum: the paper prints none and lists it in its ablation.
+        negative: eigenvalues in [-1, 1], which state tracking needs; see ``DeltaGradientDescent``.
+    """
+    return Rule(
+        architecture=Skip(MLP(2, expansion) if expansion else Matrix()),
+        bias=L2(),
+        retention=WeightDecay(),
+        algorithm=DeltaGradientDescent("head" if momentum else None, negative),
+        chunk_size=chunk_size,
+        clip=None if expansion == 0 else 1.0,
+    )
 
 
 PRESETS: dict[str, Callable[[], Rule]] = {

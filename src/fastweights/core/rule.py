@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, get_args
 
+from torch import Tensor
+
 from fastweights.core.algorithm import (
     Algorithm,
     Attention,
@@ -194,6 +196,14 @@ class Rule:
         """
         other = isinstance(self.algorithm, Attention | ConjugateGradient | NewtonSchulz | DeltaGradientDescent)
         return self.retention.descends and not (other or self.erase_key)
+
+    def stable_lr(self, retain: Tensor | None) -> Tensor | float:
+        """What layers multiply the lr gate with beside ``lr_max``, so that it cannot overshoot; 1 for most rules."""
+        if not isinstance(self.algorithm, DeltaGradientDescent):
+            return 1.0
+        affine = self.bias.affine()
+        least = 1.0 if retain is None else retain.amin(-1, keepdim=True)
+        return self.algorithm.stable_lr(least, 1.0 if affine is None else affine.slope)
 
     @property
     def grows(self) -> bool:

@@ -8,6 +8,8 @@ that error's length. Cost: O(T (L + T)) per head.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -90,3 +92,14 @@ def _kept(call: Call, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return torch.where(real, x.gather(2, index.expand(-1, x.shape[1], -1, x.shape[-1])), 0.0)
 
     return tuple(gathered(x) for x in given)
+
+
+def without_room(state: Any) -> Any:
+    """A tree of states in which growing memories keep no more room than their longest row needs."""
+    if isinstance(state, Tensor):
+        return state
+    if isinstance(state, MemoryState) and not state.dual:
+        longest = int(state.position.max())
+        return state._replace(extra=tuple(x[:, :, :longest].clone() for x in state.extra))
+    parts = [without_room(part) for part in state]
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)

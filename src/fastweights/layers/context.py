@@ -13,7 +13,7 @@ from fastweights.layers.attention import Buffer, Heads, attend, rotate
 from fastweights.layers.blocks import NormalisedGate
 from fastweights.layers.memory import MemoryLayer, MemoryLayerState
 from fastweights.layers.recall import AlignedRecall, PooledRecall, Recall, RecallState, Start, clear, fill
-from fastweights.layers.stream import Piece, Plan, Reading, StreamLayer, checked
+from fastweights.layers.stream import Piece, Plan, Reading, StreamLayer, checked, chosen
 
 
 class MACState(NamedTuple):
@@ -105,10 +105,10 @@ class MAC(StreamLayer[MACState]):
         """The memory's weights where each row's segment begins."""
         if not torch.compiler.is_compiling() and not piece.opens:
             return state.start
-        start = _chosen(piece.fresh, self._in_force(state.memory), state.start)
+        start = chosen(piece.fresh, self._in_force(state.memory), state.start)
         if piece.begins is None:
             return start
-        return _chosen(piece.begins, self._in_force(self.memory.init_state(len(piece.fresh))), start)
+        return chosen(piece.begins, self._in_force(self.memory.init_state(len(piece.fresh))), start)
 
     def _in_force(self, state: MemoryLayerState) -> tuple[Tensor, ...]:
         return weights_in_force(self.memory.rule, self.memory.initial_weights(), state.memory)
@@ -124,14 +124,3 @@ class MAC(StreamLayer[MACState]):
         values = torch.cat([recalled.values, segment.values], 2)
         y = attend(q, (turned, torch.cat(keys, 2), values), torch.cat(seen, -1).unsqueeze(1), prefix)
         return self.heads.merge(y)
-
-
-def _chosen(where: Tensor, new: tuple[Tensor, ...], old: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """``new`` in the rows where ``where [B]`` is true; memories that grow are filled up with zeros."""
-    found = []
-    for a, b in zip(new, old, strict=True):
-        if a.dim() > 2 and a.shape[2] != b.shape[2]:
-            longest = max(a.shape[2], b.shape[2])
-            a, b = (torch.cat([x, x.new_zeros(*x.shape[:2], longest - x.shape[2], x.shape[3])], 2) for x in (a, b))
-        found.append(torch.where(where.reshape(-1, *[1] * (a.dim() - 1)), a, b))
-    return tuple(found)

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from fastweights.core.compiled import compilable
 from fastweights.core.layout import Layout
+from fastweights.core.second_order import second_order_wanted
 
 
 class _Depthwise(torch.autograd.Function):
@@ -45,7 +46,12 @@ class _Depthwise(torch.autograd.Function):
 @compilable
 def depthwise(whole: Tensor, weight: Tensor, inside: list[Tensor]) -> Tensor:
     """:class:`_Depthwise`."""
-    return _Depthwise.apply(whole, weight, *inside)
+    if not second_order_wanted():
+        return _Depthwise.apply(whole, weight, *inside)
+    reach, time = len(weight) - 1, whole.shape[1] - len(weight) + 1
+    taps = [whole[:, reach - back : reach - back + time] for back in range(reach + 1)]
+    reached = [torch.where(inside[back - 1], tap, 0.0) if inside and back else tap for back, tap in enumerate(taps)]
+    return torch.stack([tap * w for tap, w in zip(reached, weight, strict=True)]).sum(0)
 
 
 class ShortConvolution(nn.Module):

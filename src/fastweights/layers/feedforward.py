@@ -19,9 +19,10 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., dim] -> [..., dim]``."""
         gate, up = self.gate_up(x).chunk(2, -1)
-        return self.down(_opened(gate, up))
+        return self.down(opened(gate, up))
 
 
 @compilable
-def _opened(gate: Tensor, up: Tensor) -> Tensor:
+def opened(gate: Tensor, up: Tensor) -> Tensor:
+    """``silu(gate) * up``."""
     return F.silu(gate) * up

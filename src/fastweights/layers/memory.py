@@ -205,7 +205,9 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
             gate if gate is None or largest == 1.0 else gate * largest
             for gate, largest in zip(found, self.ranges, strict=True)
         )
-        return Gates(lr, momentum, None if forget is None else 1.0 - forget, threshold, importance)
+        retain = None if forget is None else 1.0 - forget
+        lr = None if lr is None else lr * self.rule.stable_lr(retain)
+        return Gates(lr, momentum, retain, threshold, importance)
 
     def _open(self, found: list[Tensor | None], z: Tensor, widths: list[int]) -> None:
         for i, gate in enumerate(exact_gate(z, self.threshold).split(widths, -1)):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fastweights.core.second_order import second_order_wanted
 from fastweights.layers.convolution import ShortConvolution
 from fastweights.layers.stream import Plan, Reading, StreamLayer
 
@@ -53,7 +54,12 @@ class _Scan(torch.autograd.Function):
 
 def scan(decay: Tensor, update: Tensor, start: Tensor) -> Tensor:
     """All states ``[B, T, I, N]`` of ``S_t = decay_t S_{t-1} + update_t`` elementwise, from ``start [B, I, N]``."""
-    return _Scan.apply(decay, update, start)
+    if not second_order_wanted():
+        return _Scan.apply(decay, update, start)
+    states = [start]
+    for t in range(update.shape[1]):
+        states.append(torch.addcmul(update[:, t], decay[:, t], states[-1]))
+    return torch.stack(states[1:], 1)
 
 
 class SelectiveSSM(StreamLayer[SelectiveState]):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,12 +36,19 @@ class Plan:
         self.layout = layout
         self._grids: dict[Rule, Grids] = {}
         self._pieces: dict[int, Pieces] = {}
+        self._chunks: dict[int, Grid] = {}
 
     def for_rule(self, rule: Rule) -> Grids:
         """The chunks of a rule."""
         if rule not in self._grids:
             self._grids[rule] = grid_for(rule, self.layout)
         return self._grids[rule]
+
+    def grid(self, size: int) -> Grid:
+        """The chunks of ``size`` positions."""
+        if size not in self._chunks:
+            self._chunks[size] = make_grid(self.layout, size)
+        return self._chunks[size]
 
     def pieces(self, size: int) -> Pieces:
         """The parts of the call that lie in each row's next segments of ``size`` positions."""
@@ -189,3 +196,23 @@ def checked(condition: bool, message: str) -> None:
     """Raises :class:`UserError` with the message unless the condition holds."""
     if not condition:
         raise UserError(message)
+
+
+def mapped(function: Callable[..., Tensor], first: Any, *others: Any) -> Any:
+    """A state whose tensors are the function's of those at the same place in the given ones."""
+    if isinstance(first, Tensor):
+        return function(first, *others)
+    parts = [mapped(function, *one) for one in zip(first, *others, strict=True)]
+    return type(first)(*parts) if hasattr(first, "_fields") else tuple(parts)
+
+
+def chosen(where: Tensor, new: Any, old: Any) -> Any:
+    """The state ``new`` in the rows where ``where [B]`` is true; memories that grow are filled up with zeros."""
+
+    def choose(a: Tensor, b: Tensor) -> Tensor:
+        if a.dim() > 2 and a.shape[2] != b.shape[2]:
+            longest = max(a.shape[2], b.shape[2])
+            a, b = (torch.cat([x, x.new_zeros(*x.shape[:2], longest - x.shape[2], x.shape[3])], 2) for x in (a, b))
+        return torch.where(where.reshape(-1, *[1] * (a.dim() - 1)), a, b)
+
+    return mapped(choose, new, old)

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 from fastweights.core.architecture import MLP, Residual
 from fastweights.core.rule import Rule, rule_from_dict
 from fastweights.errors import UserError
 
-Wiring = Literal["lmm", "mac", "mag", "mal", "attention", "window", "lstm", "mamba"]
+Wiring = Literal["lmm", "mac", "mag", "mal", "self_modifying", "attention", "window", "lstm", "mamba"]
 Recall = Literal["aligned", "pooled"]
 Start = Literal["plain", "induction"]
+LevelForm = Literal["sequential", "nested", "headwise"]
+LevelOptimiser = Literal["sgd", "momentum", "muon"]
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,23 @@ class ModelConfig:
         memory_heads: heads of each memory layer, 0 for as many as the attention has.
         memory_head_dim: size of a memory's keys and values, 0 for ``dim`` divided by its heads. What a linear memory
             can hold without confusing it grows with this number.
-        wiring: memory alone (``lmm``), as context (``mac``), as gate (``mag``) or as layer (``mal``); or one without
-            such a memory, to compare with: ``attention`` over the whole document, over a sliding ``window``, an
-            ``lstm``, or the selective state space of ``mamba``.
+        wiring: memory alone (``lmm``), as context (``mac``), as gate (``mag``) or as layer (``mal``); a memory that
+            makes its own keys, values and gates (``self_modifying``, as in Hope); or one without such a memory, to
+            compare with: ``attention`` over the whole document, over a sliding ``window``, an ``lstm``, or the
+            selective state space of ``mamba``.
         rule: the memory rule, where there is a memory. Its inner gradient is clipped by default: stability is on.
+        generator_chunk: tokens that share one anchor of the memories that make keys, values and gates
+            (``self_modifying``); the rule's chunk size and it divide one another.
+        adaptive: which of those learn in context, with commas (``self_modifying``).
         expansion: hidden width of the blocks' networks as a multiple of ``dim``.
+        levels: chunks of a continuum memory system in every block, with commas, the fastest first (``16,64,256``): its
+            networks learn the text's next tokens while it is read. A chunk of 0 is a network that never changes; empty
+            is the plain one.
+        level_form: how the networks of a block are put together, and whether faster levels start again
+            (`fastweights.layers.continuum.Continuum`, `fastweights.models.hope`).
+        level_optimiser: what makes a step of the gradient.
+        level_step: largest step size of a level; the step itself is learned.
+        level_clip: bound on the norm of a level's gradient, a mean over the tokens of its chunk, over all blocks.
         convolution: taps of the short convolution in front of the memory.
         window: tokens seen by sliding-window attention (``mag``, ``mal``, ``window``).
         segment: tokens of an attention segment (``mac``), a multiple of the rule's chunk size.
@@ -59,7 +74,14 @@ class ModelConfig:
     memory_head_dim: int = 0
     wiring: Wiring = "mag"
     rule: Rule = Rule(Residual(MLP()))
+    generator_chunk: int = 16
+    adaptive: str = "key,value,lr,retain"
     expansion: float = 8 / 3
+    levels: str = ""
+    level_form: LevelForm = "sequential"
+    level_optimiser: LevelOptimiser = "sgd"
+    level_step: float = 1.0
+    level_clip: float = 1.0
     convolution: int = 4
     window: int = 64
     segment: int = 64
@@ -89,12 +111,16 @@ class ModelConfig:
             self.memory_head_dim > 0 or self.dim % (self.memory_heads or self.heads) == 0,
             f"dim {self.dim} is not divisible by {self.memory_heads} memory heads",
         )
-        for name in ("expansion", "embedding_std"):
+        for name in ("expansion", "embedding_std", "level_step", "level_clip"):
             _require(getattr(self, name) > 0, f"{name} must be above 0, not {getattr(self, name)}")
         known = ", ".join(get_args(Wiring))
         _require(self.wiring in get_args(Wiring), f"wiring must be one of {known}, not {self.wiring!r}")
         _require(self.recall in get_args(Recall), f"recall must be aligned or pooled, not {self.recall!r}")
         _require(self.start in get_args(Start), f"start must be plain or induction, not {self.start!r}")
+        for name, kinds in (("level_form", LevelForm), ("level_optimiser", LevelOptimiser)):
+            given = getattr(self, name)
+            _require(given in get_args(kinds), f"{name} must be one of {', '.join(get_args(kinds))}, not {given!r}")
+        self._check_levels()
         if self.wiring == "mac":
             chunk = self.rule.chunk_size
             _require(
@@ -107,10 +133,34 @@ class ModelConfig:
                     f"memory_tokens must divide the segment {self.segment}; it is {self.memory_tokens}",
                 )
 
+    def _check_levels(self) -> None:
+        """Chunks rise, each a multiple of the first; those that never change come last."""
+        wrong = (
+            f"levels must be chunk sizes with commas, the fastest first, such as 16,64,256; they are {self.levels!r}"
+        )
+        _require(not self.levels or all(part.strip().isdigit() for part in self.levels.split(",")), wrong)
+        moving = [chunk for chunk in self.level_chunks if chunk]
+        _require(self.level_chunks == (*moving, *[0] * (len(self.level_chunks) - len(moving))), wrong)
+        nested = all(b % a == 0 for a, b in pairwise(moving))
+        _require(
+            moving == sorted(moving) and nested,
+            f"every level's chunk must be a multiple of the faster one's before it; the levels are {self.levels!r}",
+        )
+
+    @property
+    def level_chunks(self) -> tuple[int, ...]:
+        """The chunk of every level, 0 where it never changes; empty without a continuum."""
+        return tuple(int(part) for part in self.levels.split(",")) if self.levels else ()
+
+    @property
+    def learns(self) -> bool:
+        """Whether something changes while it reads: a memory, or levels."""
+        return self.has_memory or any(self.level_chunks)
+
     @property
     def has_memory(self) -> bool:
         """Whether the model has a memory that follows ``rule``."""
-        return self.wiring in ("lmm", "mac", "mag", "mal")
+        return self.wiring in ("lmm", "mac", "mag", "mal", "self_modifying")
 
     @property
     def grows(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,14 @@ from fastweights.core.rule import beyond_defaults
 from fastweights.core.types import Surprise
 from fastweights.errors import UserError
 from fastweights.layers.norm import RMSNorm
-from fastweights.layers.stream import Plan, Reading, unpack_surprise
+from fastweights.layers.stream import Plan, Reading, mapped, unpack_surprise
 from fastweights.models.config import ModelConfig
 from fastweights.models.groups import parameter_groups
+from fastweights.models.hope import HopeState, Learner
 from fastweights.models.titans import build_block, start_by_copying
 
 ModelState = tuple[Any, ...]
+"""One state for each block; of a model with levels a `fastweights.models.hope.HopeState`."""
 
 
 class Encoded(NamedTuple):
@@ -51,7 +53,8 @@ class LanguageModel(nn.Module):
 
     Args:
         config: the model.
-        recompute: trade time for memory in training: blocks are run again in the backward pass.
+        recompute: trade time for memory in training: blocks are run again in the backward pass. Without effect in a
+            model with levels, whose gradients are differentiated twice.
     """
 
     def __init__(self, config: ModelConfig, recompute: bool = False) -> None:
@@ -59,6 +62,7 @@ class LanguageModel(nn.Module):
         self.config, self.recompute = config, recompute
         self.embedding = nn.Embedding(config.vocab_size, config.dim)
         self.blocks = nn.ModuleList([build_block(config) for _ in range(config.depth)])
+        self.learner = Learner(config) if config.level_chunks else None
         self.norm = RMSNorm(config.dim)
         self.head = nn.Linear(config.dim, config.vocab_size, bias=False)
         nn.init.normal_(self.embedding.weight, std=config.embedding_std)
@@ -71,6 +75,8 @@ class LanguageModel(nn.Module):
 
     def init_state(self, batch: int) -> ModelState:
         """The state of ``batch`` rows that have read nothing."""
+        if self.learner is not None:
+            return self.learner.init_state(self, batch)
         return tuple(block.init_state(batch) for block in self._blocks())
 
     def _blocks(self) -> list[Any]:
@@ -78,7 +84,8 @@ class LanguageModel(nn.Module):
 
     def position(self, state: ModelState) -> Tensor:
         """int64 ``[B]``: real tokens read of each row's document."""
-        return self._blocks()[0].position(state[0])
+        blocks = state.blocks if isinstance(state, HopeState) else state
+        return self._blocks()[0].position(blocks[0])
 
     def encode(
         self,
@@ -98,15 +105,36 @@ class LanguageModel(nn.Module):
             raise UserError(f"token ids must be [batch, time >= 1]; they are {list(ids.shape)}")
         if state is None:
             state = self.init_state(ids.shape[0])
-        elif len(state) != self.config.depth or hasattr(state, "_fields"):
+        elif not self._fits(state):
             raise UserError("the state must be one of this model's own: pass the .state of an answer, or init_state")
         position = self.position(state)
         if position.shape[0] != ids.shape[0]:
             raise UserError(f"the state holds {position.shape[0]} rows and the input {ids.shape[0]}; they must agree")
         layout = make_layout(position, ids.shape[1], mask, cu_seqlens)
-        plan = Plan(layout)
+        plan, packed = Plan(layout), pack(layout, ids)
+        if self.learner is not None and isinstance(state, HopeState):
+            read = self.learner.read(self, packed, state, plan, surprise, tap)
+            x, after, felt, tapped = read.x, cast(ModelState, read.state), read.felt, read.tapped
+        else:
+            self.prepare(plan)
+            x, after, felt, tapped = self.through(self.embedding(packed), state, plan, surprise, tap)
+        tapped = None if tapped is None else unpack(layout, tapped)
+        return Encoded(unpack(layout, self.norm(x)), after, unpack_surprise(layout, felt), tapped)
+
+    def _fits(self, state: Any) -> bool:
+        """Whether a state is one of this model's."""
+        if self.learner is not None:
+            return isinstance(state, HopeState)
+        return len(state) == self.config.depth and not hasattr(state, "_fields")
+
+    def prepare(self, plan: Plan) -> None:
+        """Cuts the grids that the blocks will ask the plan for."""
         self._blocks()[0].prepare(plan)
-        x = self.embedding(pack(layout, ids))
+
+    def through(
+        self, x: Tensor, state: tuple[Any, ...], plan: Plan, surprise: bool, tap: int | None
+    ) -> tuple[Tensor, tuple[Any, ...], tuple[Surprise, ...], Tensor | None]:
+        """Through all blocks, packed: ``x [B, T, D]`` behind them, their states, surprises, and the tapped stream."""
         after: list[Any] = []
         felt: tuple[Surprise, ...] = ()
         tapped = None
@@ -115,11 +143,11 @@ class LanguageModel(nn.Module):
             x = reading.y
             after.append(reading.state)
             felt = felt + reading.surprise
-            tapped = unpack(layout, x) if number == tap else tapped
-        return Encoded(unpack(layout, self.norm(x)), tuple(after), unpack_surprise(layout, felt), tapped)
+            tapped = x if number == tap else tapped
+        return x, tuple(after), felt, tapped
 
     def _run(self, block: Any, x: Tensor, state: Any, plan: Plan, surprise: bool) -> Reading[Any]:
-        if not self.recompute or not torch.is_grad_enabled():
+        if not self.recompute or not torch.is_grad_enabled() or self.learner is not None:
             return block.mix(x, state, plan, surprise)
         return checkpoint(block.mix, x, state, plan, surprise, use_reentrant=False)
 
@@ -192,4 +220,4 @@ def unflatten_state(like: Any, tensors: dict[str, Tensor], prefix: str = "") -> 
 
 def detach_state(state: Any) -> Any:
     """The same state without its history, for truncated backpropagation."""
-    return unflatten_state(state, {name: value.detach() for name, value in flatten_state(state).items()})
+    return mapped(Tensor.detach, state)

@@ -11,17 +11,23 @@ from torch import nn
 from fastweights.layers.attention import Heads, SlidingWindowAttention
 from fastweights.layers.blocks import MAG, MAL, Block
 from fastweights.layers.context import MAC
+from fastweights.layers.continuum import ContinuumBlock
+from fastweights.layers.feedforward import SwiGLU
 from fastweights.layers.full_attention import FullAttention
 from fastweights.layers.lstm import LSTM
 from fastweights.layers.memory import GateStart, MemoryLayer
 from fastweights.layers.selective import SelectiveSSM
+from fastweights.layers.self_modifying import SelfModifyingTitans
 from fastweights.layers.stream import StreamLayer
 from fastweights.models.config import ModelConfig
 
 
-def build_block(config: ModelConfig) -> Block:
+def build_block(config: ModelConfig) -> Block | ContinuumBlock:
     """One block of the model."""
-    return Block(build_mixer(config), config.hidden)
+    mixer = build_mixer(config)
+    if config.level_chunks:
+        return ContinuumBlock(mixer, config.hidden, len(config.level_chunks), config.level_form)
+    return Block(mixer, config.hidden)
 
 
 def build_mixer(config: ModelConfig) -> StreamLayer[Any]:
@@ -36,6 +42,17 @@ def build_mixer(config: ModelConfig) -> StreamLayer[Any]:
         return SlidingWindowAttention(config.dim, config.heads, config.window, config.persistent)
     gates = GateStart(config.gate_threshold, config.lr_start, config.momentum_start, config.forget_start)
     heads = config.memory_heads or config.heads
+    if config.wiring == "self_modifying":
+        return SelfModifyingTitans(
+            config.dim,
+            heads,
+            config.rule,
+            config.generator_chunk,
+            config.adaptive.split(","),
+            config.memory_head_dim or None,
+            config.convolution,
+            gates,
+        )
     memory = MemoryLayer(
         config.dim, heads, config.rule, config.memory_head_dim or None, convolution=config.convolution, gates=gates
     )
@@ -48,7 +65,7 @@ def build_mixer(config: ModelConfig) -> StreamLayer[Any]:
     return MAG(memory, attention) if config.wiring == "mag" else MAL(memory, attention)
 
 
-def start_by_copying(blocks: Sequence[Block]) -> None:
+def start_by_copying(blocks: Sequence[Block | ContinuumBlock]) -> None:
     """Initial values of ``ModelConfig.start = "induction"``, beside those of the memory layers themselves.
 
     Attention starts by copying the tokens it sees (output projection = twice the value projection, transposed), so that
@@ -67,7 +84,8 @@ def start_by_copying(blocks: Sequence[Block]) -> None:
             if isinstance(block.mixer, MAC):
                 block.mixer.recall.ask_as(block.mixer.memory)
         for block in blocks[:-1]:
-            block.feedforward.down.weight.mul_(0.3)
             for module in block.modules():
+                if isinstance(module, SwiGLU):
+                    module.down.weight.mul_(0.3)
                 if isinstance(module, MemoryLayer):
                     module.out.weight.mul_(0.3)

@@ -1,0 +1,161 @@
+"""Self-modifying Titans: a memory whose keys, values, gates and targets are made by memories (Nested Learning 8.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal, NamedTuple, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastweights.core.rule import Rule, require_rule
+from fastweights.core.self_modifying import Made, SelfModifying, begin, require_self_modifying, run_self_modifying
+from fastweights.core.types import Gates, MemoryState
+from fastweights.layers.convolution import ShortConvolution
+from fastweights.layers.gates import exact_gate
+from fastweights.layers.memory import GateStart, gated
+from fastweights.layers.norm import RMSNorm, unit
+from fastweights.layers.stream import Plan, Reading, StreamLayer, checked
+
+Generator = Literal["key", "value", "lr", "retain", "query"]
+GENERATORS: tuple[Generator, ...] = ("key", "value", "lr", "retain")
+"""The paper's: the query comes from a static projection."""
+
+
+class SelfModifyingState(NamedTuple):
+    """All memories of all heads, generators first, and the last tokens before the convolution."""
+
+    memory: MemoryState
+    tail: Tensor
+
+
+class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
+    """Keys, values, step sizes and decays are answers of memories that learn in context as well (eqs. 86-91).
+
+    With u and q two projections of the token (short convolution, SiLU) and every ``M`` one memory of each head:
+    ``k = unit(M_k(u))``, ``v = unit(M_v(u))``, lr and retain are exact gates on a learned readout of ``M_lr(u)`` and
+    ``M_retain(u)``, ``q`` has unit length. Every memory then learns key k with its own target ``M(v)``, and the
+    answer is the memory's to q, through norm, gate and projection. Values have unit length, which the paper does not
+    print: a target is a memory's answer to a memory's answer, so that without it values grow by their square.
+
+    Args:
+        dim: D.
+        heads: independent sets of memories.
+        rule: of all of them; see :func:`~fastweights.core.presets.hope`.
+        generator_chunk: tokens that share one anchor of the generators; the rule's chunk size is the memory's.
+        adaptive: which generators learn in context; another stays what training made of it. ``query`` adds a memory
+            for queries, in front of which the paper's main form has a static projection alone.
+        head_dim: size of keys and values, ``dim // heads`` by default.
+        convolution: taps of the short convolution.
+        gates: where the gates start.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        rule: Rule,
+        generator_chunk: int = 16,
+        adaptive: Collection[str] = GENERATORS,
+        head_dim: int | None = None,
+        convolution: int = 4,
+        gates: GateStart = GateStart(),
+    ) -> None:
+        super().__init__()
+        require_rule(rule)
+        checked(head_dim is not None or dim % heads == 0, f"dim {dim} is not divisible by {heads} heads")
+        known = get_args(Generator)
+        checked(set(adaptive) <= set(known), f"adaptive names some of {', '.join(known)}, not {adaptive!r}")
+        self.dim, self.heads, self.head_dim = dim, heads, head_dim or dim // heads
+        self.names = (*GENERATORS, "query") if "query" in adaptive else GENERATORS
+        moving = tuple(name in adaptive for name in self.names)
+        self.memories = SelfModifying(rule, generator_chunk, (*moving, True))
+        require_self_modifying(self.memories)
+        self.threshold = gates.threshold
+        inner = heads * self.head_dim
+        self.qu = nn.Linear(dim, 2 * inner, bias=False)
+        self.convolution = ShortConvolution(2 * inner, convolution)
+        lr, momentum, forget, *_ = gates.biases(rule)
+        kinds = {"lr": lr, "retain": None if rule.retention.scope is None else forget}
+        kinds["momentum"] = momentum if rule.has_momentum else None
+        self.readouts = nn.ParameterDict(
+            {name: torch.randn(heads, self.head_dim) * 0.02 for name, bias in kinds.items() if bias is not None}
+        )
+        self.biases = nn.ParameterDict(
+            {name: torch.full((heads, 1), bias) for name, bias in kinds.items() if bias is not None}
+        )
+        self.initial = nn.ParameterDict(self._initial(rule))
+        self.norm = RMSNorm(self.head_dim)
+        self.out_gate = nn.Linear(dim, inner, bias=False)
+        self.out = nn.Linear(inner, dim, bias=False)
+
+    def _initial(self, rule: Rule) -> dict[str, Tensor]:
+        """Random generators: were they all the same, keys, values and queries would be, too."""
+        found: dict[str, Tensor] = {}
+        for m in rule.maps(self.head_dim, self.head_dim):
+            spreads = torch.full((len(self.names) + 1, 1, 1, 1), m.inputs**-0.5)
+            spreads[-1] = rule.initial_spread(m)
+            w = torch.randn(len(self.names) + 1, self.heads, m.outputs, m.inputs) * spreads
+            found[m.name] = w.flatten(0, 1)
+        return found
+
+    @property
+    def rule(self) -> Rule:
+        """Of every memory."""
+        return self.memories.rule
+
+    def gate_parameters(self) -> list[nn.Parameter]:
+        """What opens and shuts the gates."""
+        return [*self.readouts.values(), *self.biases.values()]
+
+    def initial_weights(self) -> tuple[Tensor, ...]:
+        """The weights that every document starts from, ``[memories x heads, outputs, inputs]`` per map."""
+        return tuple(self.initial.values())
+
+    def init_state(self, batch: int) -> SelfModifyingState:
+        memory = begin(self.memories, self.initial_weights(), batch)
+        return SelfModifyingState(memory, self.convolution.init_state(batch))
+
+    def position(self, state: SelfModifyingState) -> Tensor:
+        return state.memory.position
+
+    def prepare(self, plan: Plan) -> None:
+        plan.grid(self.memories.least_chunk)
+
+    def mix(self, x: Tensor, state: SelfModifyingState, plan: Plan, surprise: bool) -> Reading[SelfModifyingState]:
+        mixed, tail = self.convolution(self.qu(x), state.tail, plan.layout)
+        q, u = F.silu(mixed).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        result = run_self_modifying(
+            self.memories,
+            self.initial_weights(),
+            q,
+            u,
+            self.make,
+            state.memory,
+            plan.layout,
+            plan.grid(self.memories.least_chunk),
+            surprise,
+        )
+        y = self.out(gated(self.norm, result.y.to(x.dtype), self.out_gate(x)))
+        felt = () if result.surprise is None else (result.surprise,)
+        return Reading(y, SelfModifyingState(result.state, tail), felt)
+
+    def make(self, q: Tensor, u: Tensor, answers: Tensor) -> Made:
+        """Keys, values and gates of a chunk; see :data:`~fastweights.core.self_modifying.Maker`."""
+        made = dict(zip(self.names, answers.unbind(1), strict=True))
+        if "query" in made:
+            q = q + made["query"] - u
+
+        def gate(name: str, source: Tensor) -> Tensor | None:
+            if name not in self.readouts:
+                return None
+            z = torch.einsum("bhwd,hd->bhw", source, self.readouts[name].to(source.dtype))
+            return exact_gate(z + self.biases[name].to(source.dtype), self.threshold).unsqueeze(-1)
+
+        forget = gate("retain", made["retain"])
+        retain = None if forget is None else 1.0 - forget
+        lr = gate("lr", made["lr"])
+        assert lr is not None
+        lr = lr * self.rule.lr_max * self.rule.stable_lr(retain)
+        return Made(unit(q), unit(made["key"]), unit(made["value"]), Gates(lr, gate("momentum", made["lr"]), retain))

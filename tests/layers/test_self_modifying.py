@@ -1,0 +1,172 @@
+"""Self-modifying Titans against the paper's loop, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tests.layers.wirings import floats
+from torch import Tensor
+
+from fastweights.core import presets
+from fastweights.core.algorithm import GradientDescent
+from fastweights.core.bias import Huber
+from fastweights.core.retention import NoRetention, WeightDecay
+from fastweights.core.rule import Rule
+from fastweights.errors import UserError
+from fastweights.layers.conformance import check_layer, stirred
+from fastweights.layers.gates import exact_gate
+from fastweights.layers.self_modifying import GENERATORS, SelfModifyingTitans
+
+Weights = dict[str, Tensor]
+
+
+def answer(weights: Weights, x: Tensor, deep: bool) -> Tensor:
+    """``x + W x`` or ``x + W_2 gelu(W_1 x)``."""
+    if not deep:
+        return x + weights["matrix"] @ x
+    return x + weights["layer2"] @ F.gelu(weights["layer1"] @ x)
+
+
+def written(weights: Weights, anchor: Weights, k: Tensor, target: Tensor, lr: Tensor, retain: Tensor) -> Weights:
+    """Eq. 88 per linear map, each with its own input; the inner gradient by autograd."""
+    leaves = {name: w.detach().requires_grad_() if not w.requires_grad else w * 1 for name, w in anchor.items()}
+    with torch.enable_grad():
+        loss = 0.5 * (answer(leaves, k, "layer1" in leaves) - target).square().sum()
+        grads = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
+    inputs = {"matrix": k, "layer1": k, "layer2": F.gelu(leaves["layer1"] @ k) if "layer1" in leaves else k}
+    new = {}
+    for (name, w), g in zip(weights.items(), grads, strict=True):
+        x = inputs[name]
+        erased = (w @ x)[:, None] * x / x.square().sum().clamp_min(1.0)
+        new[name] = retain * w - lr * erased - lr * g
+    return new
+
+
+def paper_loop(layer: SelfModifyingTitans, x: Tensor) -> tuple[Tensor, list[list[Weights]]]:
+    """Answers of one row ``x [T, dim]``, and the weights of every memory of every head at the end."""
+    rule, deep = layer.rule, "layer1" in layer.initial
+    kernel = layer.convolution.weight.flip(0).T.unsqueeze(1)
+    padded = F.pad(layer.qu(x).T[None], (layer.convolution.size - 1, 0))
+    q, u = F.silu(F.conv1d(padded, kernel, groups=len(kernel))[0].T).unflatten(-1, (2, layer.heads, -1)).unbind(1)
+    count = len(layer.names) + 1
+    first = {name: w.unflatten(0, (count, layer.heads)) for name, w in layer.initial.items()}
+    heads, ends = [], []
+    for h in range(layer.heads):
+        now = [{name: w[i, h] for name, w in first.items()} for i in range(count)]
+        anchors, answers = list(now), []
+        for t in range(len(x)):
+            for i in range(count):
+                chunk = rule.chunk_size if i == count - 1 else layer.memories.generator_chunk
+                anchors[i] = now[i] if t % chunk == 0 else anchors[i]
+            made = {name: answer(anchors[i], u[t, h], deep) for i, name in enumerate(layer.names)}
+            query = q[t, h] + made["query"] - u[t, h] if "query" in made else q[t, h]
+            gates = {
+                name: exact_gate(made[source] @ layer.readouts[name][h] + layer.biases[name][h], layer.threshold)
+                for name, source in (("lr", "lr"), ("retain", "retain"))
+                if name in layer.readouts
+            }
+            retain = 1.0 - gates["retain"] if "retain" in gates else torch.ones(1, dtype=x.dtype)
+            top = rule.stable_lr(retain)
+            k, v = F.normalize(made["key"], dim=0), F.normalize(made["value"], dim=0)
+            targets = [answer(anchor, v, deep) for anchor in anchors]
+            for i, moves in enumerate(layer.memories.moving):
+                if moves:
+                    lr = gates["lr"] * rule.lr_max * top
+                    now[i] = written(now[i], anchors[i], k, targets[i], lr, retain)
+            answers.append(answer(now[-1], F.normalize(query, dim=0), deep))
+        heads.append(torch.stack(answers))
+        ends.append(now)
+    y = torch.stack(heads, 1)
+    y = y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * layer.norm.weight
+    return layer.out(y.flatten(1) * F.silu(layer.out_gate(x))), ends
+
+
+CASES: dict[str, tuple[Rule, int, tuple[str, ...]]] = {
+    "a matrix, online": (presets.hope(1), 1, GENERATORS),
+    "a matrix, two chunk sizes": (presets.hope(4), 2, GENERATORS),
+    "slow generators": (presets.hope(2), 8, GENERATORS),
+    "a network": (replace(presets.hope(4, 2.0), clip=None), 4, GENERATORS),
+    "queries too": (presets.hope(2), 2, (*GENERATORS, "query")),
+    "only keys move": (presets.hope(4), 4, ("key",)),
+    "nothing is forgotten": (replace(presets.hope(2), retention=NoRetention()), 2, GENERATORS),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_states_and_outer_gradients_are_those_of_the_papers_loop(case: str) -> None:
+    torch.manual_seed(0)
+    layer = stirred(SelfModifyingTitans(8, 2, *CASES[case]).double())
+    x = floats(1, 11, 8)
+    reading = layer(x)
+    want, ends = paper_loop(layer, x[0])
+    torch.testing.assert_close(reading.y[0], want, rtol=1e-10, atol=1e-10)
+    for n, name in enumerate(layer.initial):
+        found = reading.state.memory.dual[n][0].unflatten(0, (-1, layer.heads))
+        for h, memories in enumerate(ends):
+            for i, weights in enumerate(memories):
+                torch.testing.assert_close(found[i, h], weights[name], rtol=1e-10, atol=1e-10)
+    weighing = floats(11, 8)
+    leaves = list(layer.parameters())
+    ours = torch.autograd.grad((reading.y[0] * weighing).sum(), leaves)
+    theirs = torch.autograd.grad((want * weighing).sum(), leaves)
+    for name, a, b in zip(dict(layer.named_parameters()), ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-10, msg=lambda text, name=name: f"{name}: {text}")
+        assert a.any(), name
+
+
+@pytest.mark.parametrize(
+    ("rule", "chunk", "adaptive"),
+    [
+        (presets.hope(1), 1, GENERATORS),
+        (presets.hope(4), 2, ("key", "query")),
+        (presets.hope(2, 2.0, momentum=True), 8, GENERATORS),
+        (replace(presets.hope(16), algorithm=GradientDescent()), 16, GENERATORS),
+    ],
+)
+def test_the_whole_suite(rule: Rule, chunk: int, adaptive: tuple[str, ...]) -> None:
+    report = check_layer(SelfModifyingTitans(8, 2, rule, chunk, adaptive), lengths=(1, 7, 33))
+    assert report.ok, report.table()
+
+
+def test_every_memory_that_may_move_does_and_the_others_stay() -> None:
+    layer = SelfModifyingTitans(8, 2, presets.hope(2), 2, ("key", "retain"))
+    before, after = layer.init_state(3).memory.dual[0], layer(torch.randn(3, 20, 8)).state.memory.dual[0]
+    moved = (after - before).unflatten(1, (5, 2)).square().sum((0, 2, 3, 4)) > 0
+    assert moved.tolist() == [True, False, False, True, True]
+
+
+@pytest.mark.parametrize("negative", [False, True])
+def test_eigenvalues_along_a_key_stay_in_their_range(negative: bool) -> None:
+    """A matrix at chunk size 1 keeps ``retain - 2 lr`` along the key: from 0 or -1 up to retain, whatever the gates."""
+    rule = presets.hope(1, negative=negative)
+    retain = torch.linspace(0, 1, 11)[:, None]
+    for share in (0.0, 0.5, 1.0):
+        kept = retain - 2.0 * share * rule.lr_max * rule.stable_lr(retain)
+        assert kept.min() >= (-1.0 if negative else 0.0)
+        assert bool((kept <= retain + 1e-6).all())
+    lowest = retain - 2.0 * rule.stable_lr(retain)
+    torch.testing.assert_close(lowest, torch.full_like(retain, -1.0 if negative else 0.0))
+
+
+REFUSED: dict[str, tuple[Callable[[], SelfModifyingTitans], str]] = {
+    "chunks": (lambda: SelfModifyingTitans(8, 2, presets.hope(4), 3), "divide one another"),
+    "a link": (lambda: SelfModifyingTitans(8, 2, presets.memora(), 16), "plain steps"),
+    "a threshold": (lambda: SelfModifyingTitans(8, 2, replace(presets.hope(), bias=Huber()), 16), "plain steps"),
+    "gates of channels": (
+        lambda: SelfModifyingTitans(8, 2, replace(presets.hope(), retention=WeightDecay("map")), 16),
+        "scope must be 'head'",
+    ),
+    "an unknown generator": (lambda: SelfModifyingTitans(8, 2, presets.hope(), 16, ("keys",)), "adaptive names some"),
+    "no head size": (lambda: SelfModifyingTitans(9, 2, presets.hope(), 16), "not divisible by 2 heads"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_makes_no_sense_is_refused(case: str) -> None:
+    make, message = REFUSED[case]
+    with pytest.raises(UserError, match=message):
+        make()
