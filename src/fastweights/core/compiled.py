@@ -13,6 +13,7 @@ from typing import Any, TypeVar, TypeVarTuple
 
 import torch
 
+from fastweights.core.second_order import second_order_wanted
 from fastweights.errors import UserError
 
 Given = TypeVarTuple("Given")
@@ -68,13 +69,13 @@ def compilable(function: Callable[[*Given], Returned]) -> Callable[[*Given], Ret
     """Makes a function one of the parts.
 
     It computes tensors from what it is given, by position, and has no side effects; arguments that are not tensors
-    are constants of the graph.
+    are constants of the graph. It runs as it is where gradients of gradients are wanted: compiled graphs have none.
     """
 
     @functools.wraps(function)
     def call(*given: *Given) -> Returned:
         backend = _backend
-        if torch.compiler.is_compiling() or backend is None:
+        if torch.compiler.is_compiling() or backend is None or second_order_wanted():
             return function(*given)
         return _compiled(function, backend)(*given)
 

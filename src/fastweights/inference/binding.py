@@ -66,9 +66,10 @@ def require_constant_size(model: LanguageModel) -> None:
     Raises:
         MemoryFileError: Its memory grows, or there is none.
     """
-    if not model.config.has_memory:
+    if not model.config.learns:
         raise MemoryFileError(
-            f"a model of wiring {model.config.wiring!r} has no memory to save: choose lmm, mac, mag or mal"
+            f"a model of wiring {model.config.wiring!r} has no memory to save: choose lmm, mac, mag, mal or "
+            "self_modifying, or give it levels"
         )
     if model.config.grows:
         raise MemoryFileError(

@@ -49,6 +49,9 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
         head_dim: size of keys and values, ``dim // heads`` by default.
         convolution: taps of the short convolution.
         gates: where the gates start.
+
+    Attributes:
+        direction: of every step, 1; -1 goes up the gradients.
     """
 
     def __init__(
@@ -60,19 +63,20 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
         adaptive: Collection[str] = GENERATORS,
         head_dim: int | None = None,
         convolution: int = 4,
-        gates: GateStart = GateStart(),
+        gates: GateStart | None = None,
     ) -> None:
         super().__init__()
         require_rule(rule)
+        gates = gates or GateStart()
         checked(head_dim is not None or dim % heads == 0, f"dim {dim} is not divisible by {heads} heads")
         known = get_args(Generator)
         checked(set(adaptive) <= set(known), f"adaptive names some of {', '.join(known)}, not {adaptive!r}")
         self.dim, self.heads, self.head_dim = dim, heads, head_dim or dim // heads
-        self.names = (*GENERATORS, "query") if "query" in adaptive else GENERATORS
+        self.names: tuple[str, ...] = (*GENERATORS, "query") if "query" in adaptive else GENERATORS
         moving = tuple(name in adaptive for name in self.names)
         self.memories = SelfModifying(rule, generator_chunk, (*moving, True))
         require_self_modifying(self.memories)
-        self.threshold = gates.threshold
+        self.threshold, self.direction = gates.threshold, 1.0
         inner = heads * self.head_dim
         self.qu = nn.Linear(dim, 2 * inner, bias=False)
         self.convolution = ShortConvolution(2 * inner, convolution)
@@ -157,5 +161,5 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
         retain = None if forget is None else 1.0 - forget
         lr = gate("lr", made["lr"])
         assert lr is not None
-        lr = lr * self.rule.lr_max * self.rule.stable_lr(retain)
+        lr = lr * self.rule.lr_max * self.rule.stable_lr(retain) * self.direction
         return Made(unit(q), unit(made["key"]), unit(made["value"]), Gates(lr, gate("momentum", made["lr"]), retain))

@@ -30,6 +30,29 @@ def _other(wiring: Wiring) -> Callable[[ModelConfig], ModelConfig]:
     return lambda config: replace(config, wiring=wiring, rule=ModelConfig.rule, persistent=0, start="plain")
 
 
+_LEVELS = "32,128"
+
+
+def hope(config: ModelConfig, chunk_size: int = 16, levels: str = _LEVELS) -> ModelConfig:
+    """Hope: self-modifying Titans, then a continuum memory system (Nested Learning eqs. 94-97).
+
+    Its levels are trained to the first order: to the second takes three times as long.
+
+    Args:
+        config: all else.
+        chunk_size: of every memory.
+        levels: of the continuum.
+    """
+    rule = presets.hope(chunk_size)
+    shape = replace(config, wiring="self_modifying", rule=rule, generator_chunk=chunk_size)
+    return replace(shape, levels=levels, level_order=1)
+
+
+def hope_attention(config: ModelConfig) -> ModelConfig:
+    """Hope-Attention: softmax attention, then a continuum memory system."""
+    return replace(_other("attention")(config), levels=_LEVELS, level_order=1)
+
+
 OURS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "lmm": _memory(_TITANS, "lmm"),
     "mac": _memory(_TITANS, "mac"),
@@ -38,8 +61,10 @@ OURS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "moneta": _memory(presets.moneta()),
     "yaad": _memory(presets.yaad()),
     "memora": _memory(presets.memora()),
+    "hope": hope,
+    "hope_attention": hope_attention,
 }
-"""The four Titans, and MIRAS' three as a memory alone."""
+"""The four Titans, MIRAS' three as a memory alone, and both forms of Hope."""
 
 BASELINES: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "transformer++": _other("attention"),

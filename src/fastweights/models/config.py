@@ -45,6 +45,8 @@ class ModelConfig:
         level_form: how the networks of a block are put together, and whether faster levels start again
             (`fastweights.layers.continuum.Continuum`, `fastweights.models.hope`).
         level_optimiser: what makes a step of the gradient.
+        level_order: 2 trains through the levels' gradients, 1 takes them as given numbers (first-order meta-learning): a
+            third of the time, and step sizes and starts are learned all the same.
         level_step: largest step size of a level; the step itself is learned.
         level_clip: bound on the norm of a level's gradient, a mean over the tokens of its chunk, over all blocks.
         convolution: taps of the short convolution in front of the memory.
@@ -80,6 +82,7 @@ class ModelConfig:
     levels: str = ""
     level_form: LevelForm = "sequential"
     level_optimiser: LevelOptimiser = "sgd"
+    level_order: int = 2
     level_step: float = 1.0
     level_clip: float = 1.0
     convolution: int = 4
@@ -120,6 +123,7 @@ class ModelConfig:
         for name, kinds in (("level_form", LevelForm), ("level_optimiser", LevelOptimiser)):
             given = getattr(self, name)
             _require(given in get_args(kinds), f"{name} must be one of {', '.join(get_args(kinds))}, not {given!r}")
+        _require(self.level_order in (1, 2), f"level_order must be 1 or 2, not {self.level_order}")
         self._check_levels()
         if self.wiring == "mac":
             chunk = self.rule.chunk_size

@@ -16,14 +16,17 @@ from torch import Tensor
 from fastweights.core.types import Gates, MemoryState
 from fastweights.errors import UserError
 from fastweights.layers.context import MACState
+from fastweights.layers.continuum import ContinuumState
 from fastweights.layers.memory import MemoryLayer
+from fastweights.layers.self_modifying import SelfModifyingTitans
+from fastweights.models.hope import Learner, LearnerState
 from fastweights.models.language_model import LanguageModel, ModelState
 
 _SHUT = -1e4
 """What a gate's number before the sigmoid is where the gate is 0 whatever the token."""
 
 
-def _off(layer: MemoryLayer) -> None:
+def _off(layer: MemoryLayer | SelfModifyingTitans) -> None:
     layer.out.weight.zero_()
 
 
@@ -36,6 +39,17 @@ def _frozen(layer: MemoryLayer) -> None:
 def _ascent(layer: MemoryLayer) -> None:
     lr, *others = layer.ranges
     layer.ranges = (-lr, *others)
+
+
+def _still(layer: SelfModifyingTitans) -> None:
+    for name in ("lr", "retain"):
+        if name in layer.biases:
+            layer.readouts[name].zero_()
+            layer.biases[name].fill_(_SHUT)
+
+
+def _upwards(layer: SelfModifyingTitans) -> None:
+    layer.direction = -layer.direction
 
 
 def _query_is_key(layer: MemoryLayer) -> None:
@@ -62,6 +76,13 @@ _CHANGES: dict[str, Callable[[MemoryLayer], None]] = {
     "ascent": _ascent,
 }
 
+_SELF_MODIFYING: dict[str, Callable[[SelfModifyingTitans], None]] = {
+    "off": _off,
+    "frozen": _still,
+    "ascent": _upwards,
+}
+"""Of memories that make their own keys: there is no key to ask with."""
+
 RESET = "reset"
 """The control that forgets everything just before the question; see :func:`forget`."""
 
@@ -78,9 +99,10 @@ CONTROLS: dict[str, str] = {
 def defined(name: str, model: LanguageModel) -> bool:
     """Whether a control says anything about a model.
 
-    None does where there is no memory, or one that keeps every token. In MAC and MAG the memory's answer multiplies the
-    attention's, so that without it nothing at all would pass: ``off`` is not defined there. ``frozen`` and ``ascent``
-    need a step size; ``query is key`` needs one key a token, of its own.
+    None does where nothing is learned while reading, or every token is kept. In MAC and MAG the memory's answer
+    multiplies the attention's, so that without it nothing at all would pass: ``off`` is not defined there. ``frozen``
+    and ``ascent`` need a step size; ``query is key`` needs one key a token, of its own. Levels are frozen, reset and
+    turned round together with the memory, and on their own where there is none.
 
     Raises:
         UserError: there is no such control.
@@ -88,15 +110,15 @@ def defined(name: str, model: LanguageModel) -> bool:
     if name not in CONTROLS:
         raise UserError(f"there is no control {name!r}; there are {', '.join(CONTROLS)}")
     config = model.config
-    if not config.has_memory or config.grows:
-        return False
+    if not config.has_memory or config.rule.grows:
+        return any(config.level_chunks) and name in ("frozen", "ascent", RESET)
     rule = config.rule
     if name == "off":
-        return config.wiring in ("lmm", "mal")
+        return config.wiring in ("lmm", "mal", "self_modifying")
     if name in ("frozen", "ascent"):
         return rule.scopes[0] is not None
     if name == "query is key":
-        return rule.keys == 1 and not rule.tied and not rule.erase_key
+        return config.wiring != "self_modifying" and rule.keys == 1 and not rule.tied and not rule.erase_key
     return True
 
 
@@ -111,15 +133,22 @@ def controlled(name: str, model: LanguageModel) -> LanguageModel:
     changed = copy.deepcopy(model)
     with torch.no_grad():
         for module in changed.modules():
-            if isinstance(module, MemoryLayer) and name != RESET:
+            if name == RESET:
+                continue
+            if isinstance(module, MemoryLayer):
                 _CHANGES[name](module)
+            elif isinstance(module, SelfModifyingTitans):
+                _SELF_MODIFYING[name](module)
+            elif isinstance(module, Learner) and name == "frozen":
+                module.steps.fill_(_SHUT)
+            elif isinstance(module, Learner) and name == "ascent":
+                module.direction = -module.direction
     return changed
 
 
 def forget(model: LanguageModel, state: ModelState) -> ModelState:
     """The state with every memory as before the first token; attention and convolutions keep what they saw."""
-    fresh = model.init_state(len(model.position(state)))
-    return tuple(_forgotten(old, new) for old, new in zip(state, fresh, strict=True))
+    return _forgotten(state, model.init_state(len(model.position(state))))
 
 
 def _forgotten(old: Any, fresh: Any) -> Any:
@@ -129,4 +158,8 @@ def _forgotten(old: Any, fresh: Any) -> Any:
         return old
     parts = [_forgotten(a, b) for a, b in zip(old, fresh, strict=True)]
     found = type(old)(*parts) if hasattr(old, "_fields") else tuple(parts)
+    if isinstance(found, ContinuumState):
+        return found._replace(offsets=fresh.offsets)
+    if isinstance(found, LearnerState):
+        return found._replace(sums=fresh.sums, momenta=fresh.momenta, bases=fresh.bases)
     return found._replace(start=fresh.start) if isinstance(found, MACState) else found

@@ -11,6 +11,7 @@ window is read again where it lies in several calls. So a stream may be split an
 from __future__ import annotations
 
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -22,6 +23,7 @@ from fastweights.core.layout import make_layout
 from fastweights.core.second_order import second_order, second_order_wanted
 from fastweights.core.softmax import without_room
 from fastweights.core.types import Surprise
+from fastweights.errors import UserError
 from fastweights.layers.continuum import ContinuumState, Offsets
 from fastweights.layers.gates import exact_gate, gate_bias
 from fastweights.layers.stream import Piece, Plan, chosen, mapped
@@ -82,6 +84,7 @@ class Learner(nn.Module):
 
     Attributes:
         warmth: all steps are multiplied by it; training raises it from 0.1 to 1 in its first tenth.
+        direction: of every step, 1; -1 goes up the gradients.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -89,7 +92,7 @@ class Learner(nn.Module):
         self.config, self.chunks = config, config.level_chunks
         self.least = min((chunk for chunk in self.chunks if chunk), default=0)
         self.steps = nn.Parameter(torch.full((config.depth, len(self.chunks)), gate_bias(0.5, config.gate_threshold)))
-        self.warmth = 1.0
+        self.warmth = self.direction = 1.0
 
     @property
     def learns(self) -> bool:
@@ -119,6 +122,11 @@ class Learner(nn.Module):
         found = [[next(given) if self.chunks[i // 2] else o for i, o in enumerate(b.offsets)] for b in blocks]
         return tuple(block._replace(offsets=tuple(own)) for block, own in zip(blocks, found, strict=True))
 
+    def sizes(self) -> Tensor:
+        """Step size of each block and level, ``[depth, levels]``, from 0 to ``level_step``, and both are reached."""
+        steps = self.steps.to(torch.promote_types(self.steps.dtype, torch.float32))
+        return exact_gate(steps, self.config.gate_threshold) * (self.config.level_step * self.warmth * self.direction)
+
     def places(self) -> list[tuple[int, int]]:
         """Block and level of every changing matrix, in the order of a `LearnerState`."""
         every = range(len(self.chunks))
@@ -128,11 +136,14 @@ class Learner(nn.Module):
         self, model: LanguageModel, ids: Tensor, state: HopeState, plan: Plan, surprise: bool, tap: int | None
     ) -> Read:
         """Reads packed ids ``[B, T]``, learning from what has been read; the plan is the call's."""
-        if not self.learns:
+        outer = torch.is_grad_enabled()
+        if not self.learns or not (outer or bool(self.sizes().any())):
+            # Nothing will move, so nothing is kept for it either.
+            model.prepare(plan)
             x, blocks, felt, tapped = model.through(model.embedding(ids), state.blocks, plan, surprise, tap)
             return Read(x, state._replace(blocks=blocks), felt, tapped)
-        outer = torch.is_grad_enabled()
-        with torch.enable_grad(), second_order() if outer else nullcontext():
+        twice = outer and self.config.level_order == 2
+        with torch.enable_grad(), second_order() if twice else nullcontext():
             return self._read(model, ids, state, plan, surprise, tap, outer)
 
     def _read(
@@ -193,15 +204,16 @@ class Learner(nn.Module):
         self, model: LanguageModel, state: HopeState, following: Tensor, due: Tensor, live: _Live | None
     ) -> Offsets:
         """Gradients of each due row's next-token loss in its window, summed over tokens; 0 in the other rows."""
-        outer, learner = second_order_wanted(), state.learner
+        twice, learner = second_order_wanted(), state.learner
         if live is None:
-            own = _leaves(self.weights_of(state.blocks), outer)
+            own = _leaves(self.weights_of(state.blocks), twice)
             live = _Live(self._again(model, learner, self.with_weights(state.blocks, own)), own)
         labels = torch.cat([learner.window[:, 1:], following[:, None]], 1)
         wide = live.logits.to(torch.promote_types(live.logits.dtype, torch.float32))
         losses = F.cross_entropy(wide.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
         total = torch.where(due[:, None], losses, 0.0).sum()
-        return torch.autograd.grad(total, live.offsets, create_graph=outer)
+        found = torch.autograd.grad(total, live.offsets, retain_graph=True, create_graph=twice)
+        return found if twice else tuple(g.detach() for g in found)
 
     def _again(self, model: LanguageModel, learner: LearnerState, blocks: tuple[ContinuumState, ...]) -> Tensor:
         """Reads the window again from its start: logits ``[B, C_1, vocabulary]``."""
@@ -218,7 +230,7 @@ class Learner(nn.Module):
         learner, places = state.learner, self.places()
         sums = [total + g for total, g in zip(learner.sums, gradients, strict=True)]
         offsets, momenta, bases = list(self.weights_of(state.blocks)), list(learner.momenta), list(learner.bases)
-        sizes = exact_gate(self.steps.float(), self.config.gate_threshold) * (self.config.level_step * self.warmth)
+        sizes = self.sizes()
         for level, chunk in enumerate(self.chunks):
             now = due & (position % chunk == 0) if chunk else due & False
             if not bool(now.any()):
@@ -293,3 +305,35 @@ def _leaves(offsets: Offsets, outer: bool) -> Offsets:
     if outer:
         return tuple(o.view_as(o) if o.requires_grad else o.detach().requires_grad_() for o in offsets)
     return tuple(o.detach().requires_grad_() for o in offsets)
+
+
+def stack_levels(model: LanguageModel, levels: str, step: float = 1.0) -> LanguageModel:
+    """A trained model whose networks become the fastest levels of continua (Nested Learning 7.3).
+
+    The further levels start as networks that add nothing, so that the answers are the model's own until the first step;
+    with a step of 0 they stay so, bit for bit.
+
+    Args:
+        model: without levels.
+        levels: their chunks, as in `ModelConfig.levels`.
+        step: size that every level's step starts from, as a share of ``level_step``; 1 is nearly all of it.
+
+    Raises:
+        UserError: the model has levels already.
+    """
+    if model.learner is not None:
+        raise UserError(f"the model already has levels, of {model.config.levels} tokens")
+    stacked = type(model)(replace(model.config, levels=levels))
+    given = dict(model.state_dict())
+    for n, block in enumerate(stacked.blocks):
+        prefix, chain = f"blocks.{n}.", f"blocks.{n}.continuum."
+        given[f"{chain}norms.0.weight"] = given.pop(f"{prefix}feedforward_norm.weight")
+        for name in ("gate_up", "down"):
+            given[f"{chain}networks.0.{name}.weight"] = given.pop(f"{prefix}feedforward.{name}.weight")
+        for further in list(block.continuum.networks)[1:]:  # type: ignore[union-attr,arg-type]
+            nn.init.zeros_(further.down.weight)
+    stacked.load_state_dict(given, strict=False)
+    assert stacked.learner is not None
+    shut = -1e4 if step == 0 else gate_bias(min(step, 0.999), model.config.gate_threshold)
+    nn.init.constant_(stacked.learner.steps, shut)
+    return stacked.to(model.embedding.weight)

@@ -75,14 +75,20 @@ class Stage:
         return self.steps * self.length * self.batch_size
 
 
+OptimiserKind = Literal["adamw", "muon", "delta", "deep", "m3"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
-    """AdamW with linear warm-up, cosine decay to ``final_fraction * lr``, and a clip on the global gradient norm.
+    """An optimiser: linear warm-up, cosine decay to ``final_fraction * lr``, and a clip on the global gradient norm.
 
     ``clip = inf`` never clips. Loshchilov & Hutter 2019 (decoupled decay); which parameters decay is the model's
-    business (`LanguageModel.parameter_groups`).
+    business (`LanguageModel.parameter_groups`). ``kind`` other than ``adamw`` trains those that decay, the matrices of
+    the blocks, and AdamW the rest: torch's ``muon``, or a memory of gradients (`fastweights.train.memory_optimisers`),
+    ``delta``, ``deep`` or ``m3``.
     """
 
+    kind: OptimiserKind = "adamw"
     lr: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.95)
     eps: float = 1e-8
@@ -92,6 +98,8 @@ class OptimiserConfig:
     clip: float = 1.0
 
     def __post_init__(self) -> None:
+        known = get_args(OptimiserKind)
+        _require(self.kind in known, f"optimiser.kind must be one of {', '.join(known)}, not {self.kind!r}")
         _require(0 < self.lr < math.inf, f"optimiser.lr must be above 0 and finite, not {self.lr}")
         _require(all(0 <= b < 1 for b in self.betas), f"optimiser.betas must lie in [0, 1), not {self.betas}")
         _require(0 < self.eps < math.inf, f"optimiser.eps must be above 0 and finite, not {self.eps}")

@@ -1,4 +1,4 @@
-"""The optimiser of the slow weights: AdamW, its schedule, float32 copies of bfloat16 parameters, and skipped steps."""
+"""The optimiser of the slow weights: its schedule, float32 copies of bfloat16 parameters, and skipped steps."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from fastweights.errors import FastweightsError
 from fastweights.models.language_model import LanguageModel
 from fastweights.train.config import OptimiserConfig, PriceConfig, SkipConfig
+from fastweights.train.memory_optimisers import M3, DeepMomentum, DeltaMomentum
 
 
 class TrainingStopped(FastweightsError):
@@ -42,8 +44,16 @@ def price_at(step: int, steps: int, config: PriceConfig) -> float:
     return config.value * (done - config.start) / (config.end - config.start)
 
 
+def warm_levels(step: int, steps: int) -> float:
+    """How warm a continuum's steps are at step ``step``: from 0.1 up to 1 in the first tenth of training.
+
+    As TTT-E2E does (arXiv 2512.23675): steps are large for weights that training has not prepared for them.
+    """
+    return min(1.0, 0.1 + 0.9 * step / max(1.0, 0.1 * steps))
+
+
 class Optimiser:
-    """AdamW over a model's parameters, in float32 whatever the model's dtype.
+    """AdamW, or what the configuration names, over a model's parameters, in float32 whatever the model's dtype.
 
     A float32 parameter is updated in place. For any other parameter a float32 copy is trained and written back after
     each step, since steps of size lr vanish in bfloat16 (8 bits).
@@ -77,7 +87,7 @@ class Optimiser:
             groups.append({**group, "params": trained})
         self._clip = config.clip
         self._gradients: list[Tensor] = []
-        self._adam = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+        self._optimisers = _optimisers(groups, config)
 
     def _add(self, name: str, parameter: torch.nn.Parameter, given: Tensor | None) -> Tensor:
         if given is not None:
@@ -101,12 +111,13 @@ class Optimiser:
 
     @torch.no_grad()
     def step(self, lr: float, norm: float) -> None:
-        """Clip the collected gradients of global norm ``norm`` and apply one AdamW step of rate ``lr``."""
+        """Clip the collected gradients of global norm ``norm`` and apply one step of rate ``lr``."""
         if norm > self._clip:
             torch._foreach_mul_(self._gradients, self._clip / norm)
-        for group in self._adam.param_groups:
-            group["lr"] = lr
-        self._adam.step()
+        for optimiser in self._optimisers:
+            for group in optimiser.param_groups:
+                group["lr"] = lr
+            optimiser.step()
         for parameter, master in self._pairs.values():
             if master is not parameter:
                 parameter.copy_(master)
@@ -126,11 +137,12 @@ class Optimiser:
         return {name: self._pairs[name][1].detach() for name in sorted(self._extra)}
 
     def tensors(self) -> dict[str, Tensor]:
-        """AdamW's own state, by ``parameter name/field``."""
+        """The optimisers' own state, by ``parameter name/field``."""
         return {
             f"{name}/{field}": value
             for name, (_, master) in self._pairs.items()
-            for field, value in self._adam.state[master].items()
+            for optimiser in self._optimisers
+            for field, value in optimiser.state.get(master, {}).items()
         }
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -138,7 +150,35 @@ class Optimiser:
         for key, value in tensors.items():
             name, field = key.rsplit("/", 1)
             master = self._pairs[name][1]
-            self._adam.state[master][field] = value.to(master.device).clone()
+            self._owner(master).state[master][field] = value.to(master.device).clone()
+
+    def _owner(self, master: Tensor) -> torch.optim.Optimizer:
+        """Which of the optimisers trains a parameter."""
+        for optimiser in self._optimisers:
+            if any(master is p for group in optimiser.param_groups for p in group["params"]):
+                return optimiser
+        raise AssertionError("every parameter is in a group")
+
+
+def _optimisers(groups: list[dict[str, Any]], config: OptimiserConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for all groups, or another optimiser for the first, whose parameters are matrices."""
+
+    def adamw(some: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(some, lr=config.lr, betas=config.betas, eps=config.eps, fused=True)
+
+    if config.kind == "adamw" or not groups[0]["params"]:
+        return [adamw(groups)]
+    decay = groups[0]["weight_decay"]
+    if config.kind == "muon":
+        matrices = groups[0]["params"]
+        own: torch.optim.Optimizer = torch.optim.Muon(
+            matrices, lr=config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"
+        )
+    else:
+        own = {"delta": DeltaMomentum, "deep": DeepMomentum, "m3": M3}[config.kind](
+            groups[0]["params"], config.lr, decay
+        )
+    return [own, adamw(groups[1:])]
 
 
 class SkipGuard:

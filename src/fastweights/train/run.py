@@ -39,7 +39,7 @@ from fastweights.train.loss import (
     weighted_mean,
     write_price,
 )
-from fastweights.train.optim import Optimiser, SkipGuard, learning_rate, price_at
+from fastweights.train.optim import Optimiser, SkipGuard, learning_rate, price_at, warm_levels
 from fastweights.train.probe import better, run_probe
 from fastweights.train.records import StepRecord, summarise
 from fastweights.train.task import Batch
@@ -227,12 +227,16 @@ class Run:
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(masters[name])
+        if self.model.learner is not None:
+            self.model.learner.warmth = 1.0
         return self.model.eval()
 
     def _forward(
         self, batch: Batch, place: Place, weight: float
     ) -> tuple[Encoded, Tensor, Tensor, Tensor, AnswerCounts]:
         """Returns (output, weighted cross-entropy, weighted hint loss, price, answers); all three scalars attached."""
+        if self.model.learner is not None:
+            self.model.learner.warmth = warm_levels(self.step, self.config.steps)
         measured = weight > 0 or (self.step + 1) % self.config.log_every == 0
         start = self._carried if place.segment > 0 else None
         hint = self.config.hint

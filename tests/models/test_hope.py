@@ -1,0 +1,250 @@
+"""The continuum memory system: what its levels learn, when, and that nothing else changes."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastweights.core import presets
+from fastweights.errors import UserError
+from fastweights.layers.continuum import Continuum
+from fastweights.models.config import ModelConfig
+from fastweights.models.conformance import check_model, small_config
+from fastweights.models.hope import HopeState, stack_levels
+from fastweights.models.language_model import LanguageModel, flatten_state
+
+PLAIN = replace(small_config("lmm", presets.deltanet()), vocab_size=20)
+HOPE = replace(small_config("self_modifying", presets.hope(4)), vocab_size=20, generator_chunk=2)
+ATTENTION = replace(PLAIN, wiring="attention", rule=ModelConfig.rule)
+
+
+def ids(rows: int, time: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 20, (rows, time), generator=torch.Generator().manual_seed(seed))
+
+
+def moved(model: LanguageModel, state: Any) -> list[float]:
+    assert model.learner is not None
+    return model.learner.moved(state)
+
+
+SUITES: dict[str, ModelConfig] = {
+    "hope": replace(HOPE, levels="4,8"),
+    "hope, every token": replace(HOPE, levels="1"),
+    "attention, four levels, momentum": replace(ATTENTION, levels="2,4,8,0", level_optimiser="momentum"),
+    "titans, nested": replace(PLAIN, rule=presets.titans(chunk_size=4), levels="3,6,12", level_form="nested"),
+    "gate, side by side, muon": replace(
+        PLAIN, wiring="mag", levels="5,20", level_form="headwise", level_optimiser="muon"
+    ),
+    "context": replace(PLAIN, wiring="mac", levels="4,16"),
+    "lstm": replace(PLAIN, wiring="lstm", rule=ModelConfig.rule, levels="6", depth=1),
+    "mamba": replace(PLAIN, wiring="mamba", rule=ModelConfig.rule, levels="6", depth=1),
+    "first order": replace(PLAIN, rule=presets.titans(chunk_size=4), levels="4,8", level_order=1),
+    "a long chunk": replace(PLAIN, levels="64,128", depth=1),
+}
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_the_whole_suite(name: str) -> None:
+    lengths = (7, 65, 130) if name == "a long chunk" else (7, 33)
+    report = check_model(LanguageModel(SUITES[name]), lengths=lengths, without=[10])
+    assert report.ok, report.table()
+
+
+def test_compiled_parts_and_recomputing_change_nothing() -> None:
+    model = LanguageModel(replace(PLAIN, levels="4,8", depth=1))
+    report = check_model(model, lengths=(9,), without=range(3, 10))
+    assert report.ok, report.table()
+
+
+def reading_by_hand(model: LanguageModel, text: Tensor) -> tuple[Tensor, list[list[Tensor]]]:
+    """One row, window by window, with a plain copy of the model for each: logits, and the weights at the end.
+
+    Only for mixers whose answers need no state from before the window, so of chunks that are as long as the text.
+    """
+    assert model.learner is not None
+    chunks, least = model.learner.chunks, model.learner.least
+    weights = [[w.detach().clone() for w in block.continuum.weights()] for block in model.blocks]  # type: ignore[operator,union-attr]
+    sums = [[torch.zeros_like(w) for w in own] for own in weights]
+    sizes = model.config.level_step * torch.sigmoid(model.learner.steps)
+    state, out = None, []
+    still = LanguageModel(replace(model.config, levels=",".join("0" for _ in chunks))).double()
+    still.load_state_dict(model.state_dict())
+    for start in range(0, len(text), least):
+        for block, own in zip(still.blocks, weights, strict=True):
+            for p, w in zip(block.continuum.weights(), own, strict=True):  # type: ignore[operator,union-attr]
+                p.data.copy_(w)
+        window = text[None, start : start + least]
+        labels = text[start + 1 : start + least + 1]
+        read = still(window, state)
+        out.append(read.logits[0].detach())
+        if len(labels) == least:
+            loss = F.cross_entropy(read.logits[0], labels, reduction="sum")
+            leaves = [p for block in still.blocks for p in block.continuum.weights()]  # type: ignore[operator,union-attr]
+            grads = torch.autograd.grad(loss, leaves)
+            per = 2 * len(chunks)
+            for i, g in enumerate(grads):
+                sums[i // per][i % per] += g
+            for level, chunk in enumerate(chunks):
+                if (start + least) % chunk:
+                    continue
+                own = [(b, m) for b in range(len(weights)) for m in (2 * level, 2 * level + 1)]
+                norm = torch.stack([(sums[b][m] / chunk).square().sum() for b, m in own]).sum().sqrt()
+                scale = min(1.0, model.config.level_clip / norm.item())
+                for b, m in own:
+                    weights[b][m] = weights[b][m] - sizes[b, level].item() * scale * sums[b][m] / chunk
+                    sums[b][m].zero_()
+        state = read.state
+        detached = HopeState(*read.state)
+        state = type(detached)(*[_detached(part) for part in detached])
+    return torch.cat(out), weights
+
+
+def _detached(state: Any) -> Any:
+    if isinstance(state, Tensor):
+        return state.detach()
+    parts = [_detached(part) for part in state]
+    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+
+
+@pytest.mark.parametrize("clip", [1e9, 0.01])
+@pytest.mark.parametrize("wiring", ["lmm", "self_modifying"])
+def test_levels_learn_as_eq_71_says(wiring: str, clip: float) -> None:
+    torch.manual_seed(0)
+    base = PLAIN if wiring == "lmm" else HOPE
+    model = LanguageModel(replace(base, levels="4,12", gate_threshold=0.0, level_clip=clip)).double()
+    text = ids(1, 29)[0]
+    want, weights = reading_by_hand(model, text)
+    with torch.no_grad():
+        output = model(text[None])
+    torch.testing.assert_close(output.logits[0], want, rtol=1e-10, atol=1e-10)
+    for block, own, state in zip(model.blocks, weights, output.state.blocks, strict=True):
+        for start, w, offset in zip(block.continuum.weights(), own, state.offsets, strict=True):  # type: ignore[operator,union-attr]
+            torch.testing.assert_close(start + offset[0], w, rtol=1e-10, atol=1e-10)
+
+
+def test_after_reading_every_level_has_moved_and_a_chunk_of_0_has_not(capsys: pytest.CaptureFixture[str]) -> None:
+    for config in (HOPE, ATTENTION, PLAIN):
+        model = LanguageModel(replace(config, levels="1,4,16,0"))
+        with torch.no_grad():
+            found = moved(model, model(ids(2, 40)).state)
+        with capsys.disabled():
+            sys.stdout.write(
+                f"\n{config.wiring}: levels of 1, 4, 16 and 0 tokens moved by {[f'{x:.3g}' for x in found]}\n"
+            )
+        assert min(found[:3]) > 1e-4
+        assert found[3] == 0.0
+
+
+def test_the_first_order_changes_gradients_alone() -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(replace(PLAIN, levels="4,8")).double()
+    other = LanguageModel(replace(PLAIN, levels="4,8", level_order=1)).double()
+    other.load_state_dict(model.state_dict())
+    text = ids(2, 33)
+    found = [m(text).logits for m in (model, other)]
+    torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-10)
+    for m, logits in zip((model, other), found, strict=True):
+        F.cross_entropy(logits[:, :-1].flatten(0, 1), text[:, 1:].flatten()).backward()
+        assert m.learner is not None
+        assert m.learner.steps.grad is not None
+        assert bool(m.learner.steps.grad.all())
+    ours, theirs = (m.blocks[0].continuum.networks[0].down.weight.grad for m in (model, other))  # type: ignore[union-attr,index]
+    assert not torch.allclose(ours, theirs, rtol=1e-3)
+
+
+def test_levels_of_step_0_are_networks_that_never_change_bit_for_bit() -> None:
+    for form in ("sequential", "nested", "headwise"):
+        config = replace(PLAIN, levels="4,8", level_form=form)
+        model = LanguageModel(config)
+        with torch.no_grad():
+            model.learner.steps.fill_(-1e4)  # type: ignore[union-attr]
+        still = LanguageModel(replace(config, levels="0,0"))
+        still.load_state_dict(model.state_dict())
+        text = ids(2, 37)
+        with torch.no_grad():
+            assert torch.equal(model(text).logits, still(text).logits)
+
+
+def test_stacking_levels_on_a_trained_model_leaves_its_answers_as_they_are() -> None:
+    for config in (PLAIN, ATTENTION, replace(PLAIN, wiring="mag")):
+        model = LanguageModel(config)
+        stacked = stack_levels(model, "4,16", step=0.0)
+        text = ids(2, 37)
+        learning = stack_levels(model, "4,16")
+        with torch.no_grad():
+            assert torch.equal(model(text).logits, stacked(text).logits)
+            output = learning(text)
+            assert torch.equal(model(text[:, :4]).logits, output.logits[:, :4])
+        assert min(moved(learning, output.state)) > 0
+    with pytest.raises(UserError, match="already has levels"):
+        stack_levels(learning, "4")
+
+
+def test_a_text_that_repeats_is_learned() -> None:
+    """Levels lower the loss of what they have read, with a model that was never trained."""
+    torch.manual_seed(1)
+    text = ids(1, 16).repeat(1, 40)
+
+    def bits(levels: str) -> float:
+        torch.manual_seed(1)
+        model = LanguageModel(replace(PLAIN, levels=levels, level_step=2.0))
+        with torch.no_grad():
+            logits = model(text).logits
+        return F.cross_entropy(logits[0, -65:-1], text[0, -64:]).item()
+
+    assert bits("16,64") < bits("0,0") - 1.0
+
+
+def test_only_full_windows_are_learned_and_only_when_their_last_label_is_known() -> None:
+    model = LanguageModel(replace(PLAIN, levels="8"))
+    text = ids(1, 20)
+    with torch.no_grad():
+        states = [model(text[:, :n]).state for n in (7, 8, 9, 16, 17)]
+    found = [moved(model, state)[0] for state in states]
+    assert found[0] == found[1] == 0.0
+    assert 0.0 < found[2] == found[3] < found[4]
+
+
+def test_nested_levels_start_again_from_a_start_that_has_learned() -> None:
+    model = LanguageModel(replace(PLAIN, levels="4,8", level_form="nested"))
+    text = ids(1, 9)
+    with torch.no_grad():
+        state = model(text).state
+    fast = [o for block in state.blocks for o in block.offsets[:2]]
+    bases = [b for i, b in enumerate(state.learner.bases) if i % 4 < 2]
+    for offset, base in zip(fast, bases, strict=True):
+        assert torch.equal(offset, base)
+        assert base.any()
+
+
+def test_the_levels_are_part_of_the_flat_state() -> None:
+    model = LanguageModel(replace(PLAIN, levels="4,8"))
+    names = flatten_state(model.init_state(1))
+    assert "blocks.0.offsets.3" in names
+    assert "learner.sums.0" in names
+    assert names["learner.window"].shape == (1, 4)
+
+
+BAD = {
+    "words": ("fast", "chunk sizes with commas"),
+    "order": ("16,4", "multiple of the faster"),
+    "no multiple": ("4,6", "multiple of the faster"),
+    "0 first": ("0,4", "chunk sizes with commas"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_levels_that_make_no_sense_are_refused(case: str) -> None:
+    levels, message = BAD[case]
+    with pytest.raises(UserError, match=message):
+        ModelConfig(levels=levels)
+    with pytest.raises(UserError, match="at least 1 level"):
+        Continuum(8, 8, 0)
+    with pytest.raises(UserError, match="sequential, nested, headwise"):
+        ModelConfig(levels="4", level_form="deep")  # type: ignore[arg-type]
