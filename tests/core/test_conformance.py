@@ -100,6 +100,8 @@ RULES = {
     "reset": Rule(MLP(2, 1.5), L2(), Reset(WeightDecay(), 32)),
     "nesterov": Rule(MLP(2, 1.5), L2(), WeightDecay(), Nesterov()),
     "erasing, momentum": Rule(MLP(2, 1.5), L2(), WeightDecay("value"), DeltaGradientDescent("head"), lr_max=0.3),
+    "hope": replace(presets.hope(4, 1.5), lr_max=0.3),
+    "hope, a matrix": presets.hope(4),
     "erasing": Rule(MLP(2, 1.5), L2(), WeightDecay(), DeltaGradientDescent(), lr_max=0.3),
     "implicit, decay": Rule(
         Matrix(), L2(), WeightDecay(), ImplicitStep(), chunk_size=1, clip=None, decay_before_grad=True

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from inspect import isabstract
 from itertools import product
 from typing import Any
 
@@ -68,6 +69,7 @@ MORE = {
     "decay first, by the loop": Rule(MLP(3, 1.5, "tanh"), chunk_size=1, decay_before_grad=True),
     "swiglu, read before": Rule(GatedMLP(1.5), read="before"),
     "nesterov": Rule(MLP(2, 1.5), algorithm=Nesterov("value")),
+    "hope's own": presets.hope(4, 1.5, momentum=True),
     "hope": Rule(MLP(2, 1.5), algorithm=DeltaGradientDescent("map")),
     "orthogonal steps, no retain": replace(CHUNK, retention=NoRetention(), algorithm=NewtonSchulz()),
     "link at every token": Rule(MLP(2, 1.5), LP(2.0), LQNorm(link_at="token"), read="before"),
@@ -89,7 +91,7 @@ def kinds(base: type[Any]) -> Iterator[type[Any]]:
     """The library's own classes of one choice."""
     for kind in base.__subclasses__():
         if kind.__module__.startswith("fastweights."):
-            yield kind
+            yield from () if isabstract(kind) else (kind,)
             yield from kinds(kind)
 
 

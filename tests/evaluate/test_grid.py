@@ -181,7 +181,7 @@ def test_a_report_of_what_was_read(tmp_path: Path) -> None:
 
 def test_recipes_of_comparisons(tmp_path: Path) -> None:
     quick, small = load_comparison("compare_quick"), load_comparison("compare_small")
-    assert (len(list(quick.cells())), len(list(small.cells()))) == (8, 80)
+    assert (len(list(quick.cells())), len(list(small.cells()))) == (8, 88)
     for cell in small.cells():
         config = small.training(cell)
         assert config.tokens == small.training(cell._replace(model="lstm")).tokens

@@ -54,7 +54,7 @@ def test_whole_numbers_may_stand_for_fractions() -> None:
         ({"memory_head_dim": -1}, "memory_head_dim must be 0 or more"),
         ({"expansion": 0.0}, "expansion must be above 0"),
         ({"embedding_std": -1.0}, "embedding_std must be above 0"),
-        ({"wiring": "gau"}, "one of lmm, mac, mag, mal, attention, window, lstm, mamba, not 'gau'"),
+        ({"wiring": "gau"}, "one of lmm, mac, mag, mal, self_modifying, attention, window, lstm, mamba, not 'gau'"),
         ({"recall": "all"}, "aligned or pooled, not 'all'"),
         ({"start": "warm"}, "not 'warm'"),
         ({"wiring": "mac", "segment": 24}, "multiple of the rule's chunk size 16"),

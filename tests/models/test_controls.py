@@ -109,11 +109,55 @@ def test_where_controls_say_nothing_they_are_refused() -> None:
     found = {name: LanguageModel(contender(name, SMALL)) for name in CONTENDERS}
     where = {control: {name for name in found if not defined(control, found[name])} for control in CONTROLS}
     none = {"transformer++", "sliding_window", "lstm", "mamba"}
-    assert where["off"] == none | {"mac", "mag"}
-    assert where[RESET] == where["frozen"] == where["ascent"] == where["query is key"] == none
+    assert where["off"] == none | {"mac", "mag", "hope_attention"}
+    assert where[RESET] == where["frozen"] == where["ascent"] == none
+    assert where["query is key"] == none | {"hope", "hope_attention"}
     assert not defined("query is key", model(presets.rwkv7()))
     assert not defined("query is key", model(presets.hgrn2()))
     with pytest.raises(UserError, match="there is no control 'on'"):
         defined("on", found["lmm"])
     with pytest.raises(UserError, match="not defined for a model of wiring 'mag'"):
         controlled("off", found["mag"])
+
+
+def hope(**changes: object) -> LanguageModel:
+    torch.manual_seed(0)
+    shape = replace(SMALL, wiring="self_modifying", rule=presets.hope(4), generator_chunk=4, levels="4,8")
+    return LanguageModel(replace(shape, **changes)).double().eval()  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_a_frozen_hope_keeps_its_memories_and_its_levels() -> None:
+    frozen = controlled("frozen", hope())
+    start, end = frozen.init_state(2), frozen(ids()).state
+    for now, before in zip(memories(end), memories(start), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(now.dual, before.dual, strict=True))
+    assert frozen.learner is not None
+    assert frozen.learner.moved(end) == [0.0, 0.0]
+    plain = hope()
+    assert plain.learner is not None
+    assert min(plain.learner.moved(plain(ids()).state)) > 0.0
+
+
+@torch.no_grad()
+def test_levels_climb_under_ascent() -> None:
+    """After the first window a level stands on the other side of where it began, and the memory beside it as well."""
+    for config in ({"wiring": "attention", "rule": ModelConfig.rule}, {}):
+        down, up = hope(**config), controlled("ascent", hope(**config))
+        first = ids(5)
+        moved = [m(first).state.blocks[-1].offsets[1] for m in (down, up)]
+        assert bool(moved[0].any())
+        if config:
+            torch.testing.assert_close(moved[0], -moved[1], rtol=1e-9, atol=1e-12)
+        assert float((moved[0] * moved[1]).sum()) < 0.0
+
+
+@torch.no_grad()
+def test_a_reset_takes_the_levels_back_too() -> None:
+    plain = hope()
+    state = forget(plain, plain(ids(32)).state)
+    assert plain.learner is not None
+    assert plain.learner.moved(state) == [0.0, 0.0]  # type: ignore[arg-type]
+    assert not any(bool(x.any()) for x in state.learner.sums)  # type: ignore[attr-defined]
+    assert plain.position(state).tolist() == [32, 32]
+    assert bool(torch.isfinite(plain(ids(9), state).logits).all())

@@ -25,7 +25,8 @@ def test_a_model_can_be_compiled_and_recomputed() -> None:
 
 def test_the_suite_names_all_wirings_and_a_model() -> None:
     suite = wirings(quick=True)
-    assert set(suite) == {"lmm", "mac", "mac_pooled", "mag", "mal", "model"}
+    blocks = {"lmm", "mac", "mac_pooled", "mag", "mal", "self_modifying"}
+    assert set(suite) == blocks | {"model", "hope", "hope_attention"}
     report = suite["mag"]()
     assert report.ok, report.table()
     assert {f.length for f in report.findings} == {7, 33}

@@ -22,7 +22,7 @@ from fastweights.core.algorithm import (
     NewtonSchulz,
     Steps,
 )
-from fastweights.core.architecture import MLP, Architecture, GatedMLP, Matrix, Residual, Vector
+from fastweights.core.architecture import MLP, Architecture, GatedMLP, Matrix, Residual, Skip, Vector
 from fastweights.core.bias import KL, L2, LP, Bias, DotProduct, Huber, Omega, RobustL2
 from fastweights.core.features import Polynomial
 from fastweights.core.retention import (
@@ -112,6 +112,8 @@ def network(architecture: Architecture, x: str = "x") -> str:
             return f"W_down ({activation}(W_gate {x}) ⊙ W_up {x})"
         case Residual(inner=inner, affine=affine):
             return f"{x} + gain ⊙ LN({network(inner, x)}) + shift" if affine else f"{x} + LN({network(inner, x)})"
+        case Skip(inner=inner):
+            return f"{x} + {network(inner, x)}"
         case Polynomial(inner=inner):
             return network(inner, f"φ({x})")
     raise AssertionError(f"{architecture} has no formula")
@@ -152,6 +154,9 @@ def of_architecture(architecture: Architecture) -> Said:
             return Said(
                 f"{said.buys}; answers stay one LayerNorm away from the key", "Titans", "camera-ready section 3.3"
             )
+        case Skip(inner=inner):
+            said = of_architecture(inner)
+            return Said(f"{said.buys}; answers start from the key itself", "Nested Learning", "eq. 89")
         case Polynomial(inner=inner, degree=degree):
             said = of_architecture(inner)
             return Said(

@@ -21,7 +21,7 @@ from fastweights.core.algorithm import (
     NewtonSchulz,
     Steps,
 )
-from fastweights.core.architecture import Architecture, Matrix, Residual
+from fastweights.core.architecture import Architecture, Matrix, Residual, Skip
 from fastweights.core.explanation_choices import beginning_of, link_of, loss_of, network, own, projection_of
 from fastweights.core.features import Polynomial
 from fastweights.core.rule import Rule
@@ -117,7 +117,7 @@ def _degree(architecture: Architecture) -> int:
     """Of the polynomial features inside an architecture, 0 where there are none."""
     if isinstance(architecture, Polynomial):
         return architecture.degree
-    return _degree(architecture.inner) if isinstance(architecture, Residual) else 0
+    return _degree(architecture.inner) if isinstance(architecture, Residual | Skip) else 0
 
 
 def _stepping(rule: Rule) -> Iterator[Section]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, is_dataclass, replace
+from inspect import isabstract
 from typing import Any, Literal, get_args
 
 from torch import Tensor
@@ -292,7 +293,7 @@ def _choices() -> dict[str, type]:
     while waiting:
         kind = waiting.pop(0)
         waiting += kind.__subclasses__()
-        if not is_dataclass(kind):
+        if not is_dataclass(kind) or isabstract(kind):
             continue
         # Of classes defined again at the same place, such as a cell run twice, the newest counts; else the first.
         known = found.get(kind.__name__, kind)

@@ -15,8 +15,6 @@ from fastweights.models.config import ModelConfig
 from fastweights.models.language_model import LanguageModel
 from fastweights.models.titans import build_mixer
 
-_STEP = 16  # `ModelConfig.hidden` is a multiple of this.
-
 
 def parameter_count(config: ModelConfig) -> int:
     """Numbers that are trained, all of them: embeddings and initial memories included."""
@@ -40,16 +38,17 @@ def with_parameters(config: ModelConfig, count: int, tolerance: float = 0.02) ->
     Raises:
         UserError: no width comes so near.
     """
-    narrow = replace(config, expansion=_STEP / config.dim)
+    step = config.hidden_step
+    narrow = replace(config, expansion=step / config.dim)
     least = parameter_count(narrow)
-    each = 3 * config.dim * config.depth * _STEP
+    each = 3 * config.dim * config.depth * step * max(1, len(config.level_chunks))
     more = max(0, round((count - least) / each))
     if abs(least + more * each - count) > tolerance * count:
         raise UserError(
             f"no feed-forward network gives the model {count:,} parameters, {tolerance:.0%} more or less: "
-            f"it has {least:,} with the narrowest, and {each:,} come with every {_STEP} units"
+            f"it has {least:,} with the narrowest, and {each:,} come with every {step} units"
         )
-    return replace(narrow, expansion=(1 + more) * _STEP / config.dim)
+    return replace(narrow, expansion=(1 + more) * step / config.dim)
 
 
 def with_state(

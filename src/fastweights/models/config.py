@@ -45,8 +45,8 @@ class ModelConfig:
         level_form: how the networks of a block are put together, and whether faster levels start again
             (`fastweights.layers.continuum.Continuum`, `fastweights.models.hope`).
         level_optimiser: what makes a step of the gradient.
-        level_order: 2 trains through the levels' gradients, 1 takes them as given numbers (first-order meta-learning): a
-            third of the time, and step sizes and starts are learned all the same.
+        level_order: 2 trains through the levels' gradients; 1 takes them as given numbers (first-order meta-learning),
+            in a third of the time, and step sizes and starts are learned all the same.
         level_step: largest step size of a level; the step itself is learned.
         level_clip: bound on the norm of a level's gradient, a mean over the tokens of its chunk, over all blocks.
         convolution: taps of the short convolution in front of the memory.
@@ -173,8 +173,13 @@ class ModelConfig:
 
     @property
     def hidden(self) -> int:
-        """Hidden width of the blocks' networks, rounded up to a multiple of 16."""
-        return -(-round(self.dim * self.expansion) // 16) * 16
+        """Hidden width of the blocks' networks, rounded up to a multiple of :attr:`hidden_step`."""
+        return -(-round(self.dim * self.expansion) // self.hidden_step) * self.hidden_step
+
+    @property
+    def hidden_step(self) -> int:
+        """16; less where a block has several networks, so that models can be given equal sizes."""
+        return max(4, 16 // max(1, len(self.level_chunks)))
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description."""

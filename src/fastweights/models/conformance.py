@@ -1,9 +1,10 @@
-"""The properties of :mod:`fastweights.layers.conformance` for a whole model, and the suite over all four wirings."""
+"""The properties of :mod:`fastweights.layers.conformance` for a whole model, and the suite over all wirings."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -116,26 +117,31 @@ def small_config(wiring: Wiring, rule: Rule, recall: Recall = "aligned") -> Mode
 
 
 def wirings(quick: bool = False) -> dict[str, Callable[[], Report]]:
-    """The suite over the blocks of all four wirings and a whole model, by name.
+    """The suite over the blocks of all wirings of a memory and over whole models, by name.
 
     Args:
         quick: two lengths instead of five, and no compilation.
     """
     lengths, without = (QUICK, (10,)) if quick else (LENGTHS, ())
     titans = presets.titans(expansion=2.0, chunk_size=4)
-    configs = {
+    configs: dict[str, ModelConfig] = {
         "lmm": small_config("lmm", titans),
         "mac": small_config("mac", titans),
         "mac_pooled": small_config("mac", titans, "pooled"),
         "mag": small_config("mag", titans),
         "mal": small_config("mal", titans),
+        "self_modifying": replace(small_config("self_modifying", presets.hope(4)), generator_chunk=2),
+    }
+    models: dict[str, ModelConfig] = {
+        "model": small_config("mac", presets.titans_linear()),
+        "hope": replace(configs["self_modifying"], levels="4,8"),
+        "hope_attention": replace(small_config("attention", ModelConfig.rule), levels="4,8"),
     }
 
     def block(name: str) -> Report:
         return check_layer(build_block(configs[name]), lengths=lengths, without=without, title=f"block {name}")
 
-    def model() -> Report:
-        linear = LanguageModel(small_config("mac", presets.titans_linear()))
-        return check_model(linear, lengths=lengths, without=without, title="model")
+    def model(name: str) -> Report:
+        return check_model(LanguageModel(models[name]), lengths=lengths, without=without, title=name)
 
-    return {name: partial(block, name) for name in configs} | {"model": model}
+    return {name: partial(block, name) for name in configs} | {name: partial(model, name) for name in models}

@@ -34,8 +34,8 @@ class MatrixOptimiser(torch.optim.Optimizer):
         UserError: a parameter is no matrix.
     """
 
-    def __init__(self, params: Iterable[Any], lr: float, weight_decay: float, **options: Any) -> None:
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, **options})
+    def __init__(self, params: Iterable[Any], lr: float, weight_decay: float, options: dict[str, Any]) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay} | options)
         for group in self.param_groups:
             for p in group["params"]:
                 if p.dim() != 2:
@@ -88,7 +88,7 @@ class DeltaMomentum(MatrixOptimiser):
     def __init__(
         self, params: Iterable[Any], lr: float, weight_decay: float = 0.0, alpha: float = 0.95, beta: float = 0.5
     ) -> None:
-        super().__init__(params, lr, weight_decay, alpha=alpha, beta=beta)
+        super().__init__(params, lr, weight_decay, {"alpha": alpha, "beta": beta})
 
     def begin(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         return {"momentum": torch.zeros_like(p, dtype=torch.float32)}
@@ -129,20 +129,24 @@ class DeepMomentum(MatrixOptimiser):
         mean: float = 0.95,
         width: int = 64,
     ) -> None:
-        super().__init__(params, lr, weight_decay, alpha=alpha, inner_lr=inner_lr, mean=mean, width=width)
+        options = {"alpha": alpha, "inner_lr": inner_lr, "mean": mean, "width": width}
+        super().__init__(params, lr, weight_decay, options)
 
     def begin(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         inputs, width = p.shape[1], min(group["width"], p.shape[1])
         generator = torch.Generator(device="cpu").manual_seed(0)
         inner = torch.randn(width, inputs, generator=generator).to(p.device) * inputs**-0.5
         outer = torch.zeros(inputs, width, device=p.device)
-        return {"inner": inner, "outer": outer, "mean": torch.zeros_like(p, dtype=torch.float32)}
+        mean, count = torch.zeros_like(p, dtype=torch.float32), torch.zeros((), dtype=torch.int64)
+        return {"inner": inner, "outer": outer, "mean": mean, "count": count}
 
     def direction(self, g: Tensor, state: dict[str, Tensor], group: dict[str, Any]) -> Tensor:
-        inner, outer, mean = state["inner"], state["outer"], state["mean"]
+        inner, outer = state["inner"], state["outer"]
+        state["count"] += 1
         scale = g.numel() ** 0.5 / (torch.linalg.matrix_norm(g) + 1e-12)
         u = g * scale
-        mean.mul_(group["mean"]).add_(u, alpha=1.0 - group["mean"])
+        mean = state["mean"].mul_(group["mean"]).add_(u, alpha=1.0 - group["mean"])
+        mean = mean / (1.0 - group["mean"] ** int(state["count"]))
         hidden = torch.tanh(u @ inner.T)
         answer = mean + u + hidden @ outer.T
         error = (u + hidden @ outer.T - mean) / len(u)
@@ -181,7 +185,7 @@ class M3(MatrixOptimiser):
         iterations: int = 5,
     ) -> None:
         options = {"betas": betas, "share": share, "period": period, "iterations": iterations}
-        super().__init__(params, lr, weight_decay, **options)
+        super().__init__(params, lr, weight_decay, options)
 
     def begin(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         names = ("fast", "slow", "sum", "squares")
