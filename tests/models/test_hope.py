@@ -172,7 +172,7 @@ def test_levels_of_step_0_are_networks_that_never_change_bit_for_bit() -> None:
 
 
 def test_stacking_levels_on_a_trained_model_leaves_its_answers_as_they_are() -> None:
-    for config in (PLAIN, ATTENTION, replace(PLAIN, wiring="mag")):
+    for config in (PLAIN, ATTENTION, replace(PLAIN, wiring="mag", dim=20, heads=2)):
         model = LanguageModel(config)
         stacked = stack_levels(model, "4,16", step=0.0)
         text = ids(2, 37)

@@ -322,7 +322,13 @@ def softmax_attention() -> Rule:
     return Rule(Matrix(), L2(), NoRetention(), Attention(), chunk_size=1, clip=None, normalise_qk=False)
 
 
-def hope(chunk_size: int = 16, expansion: float = 0.0, momentum: bool = False, negative: bool = True) -> Rule:
+def hope(
+    chunk_size: int = 16,
+    expansion: float = 0.0,
+    momentum: bool = False,
+    negative: bool = True,
+    bias: L2 | DotProduct = L2(),
+) -> Rule:
     """The rule of Hope's self-modifying memories (Nested Learning eqs. 88, 89).
 
     Each of them makes its own targets, see :class:`~fastweights.layers.self_modifying.SelfModifyingTitans`.
@@ -332,10 +338,11 @@ def hope(chunk_size: int = 16, expansion: float = 0.0, momentum: bool = False, n
         expansion: 0 for the linear memory ``x + W x`` (eq. 92), else the width of the printed two-layer network.
         momentum: the paper prints none and lists it in its ablation.
         negative: eigenvalues in [-1, 1], which state tracking needs; see ``DeltaGradientDescent``.
+        bias: squared error (eq. 92) or dot product (eq. 93).
     """
     return Rule(
         architecture=Skip(MLP(2, expansion) if expansion else Matrix()),
-        bias=L2(),
+        bias=bias,
         retention=WeightDecay(),
         algorithm=DeltaGradientDescent("head" if momentum else None, negative),
         chunk_size=chunk_size,

@@ -7,11 +7,12 @@ from itertools import pairwise
 from fastweights.data.documents import novels
 from fastweights.evaluate.contest import Contest
 from fastweights.models.config import ModelConfig
+from fastweights.tasks.formal_languages import BINS, Language
 from fastweights.tasks.needle_rows import RowMix
 from fastweights.train.config import Probe, Stage
 from fastweights.train.mqar import MQARTask
 from fastweights.train.needle import NeedleTask
-from fastweights.train.state_tracking import ParityTask
+from fastweights.train.state_tracking import LanguageTask, ParityTask
 from fastweights.train.text import TextTask
 
 HELD_BACK = 2
@@ -59,6 +60,28 @@ def parity(steps: int = 400) -> Contest:
         ),
         learned=0.9,
         guess=0.5,
+    )
+
+
+def language(name: Language, steps: int = 300) -> Contest:
+    """One of the Hope paper's formal languages: words of 2 to 50 symbols, then of 51 to 100; a whole row counts.
+
+    A guess gets no row right; of ``aa`` and ``abab`` there is one row a length.
+    """
+    asked = [LanguageTask(language=name, shortest=shortest) for shortest, _ in BINS]
+    return Contest(
+        like=ModelConfig(vocab_size=asked[0].vocab_size, dim=64, depth=1, heads=4),
+        parameters=90_000,
+        task=asked[0],
+        stages=(Stage(steps=steps, length=BINS[0][1], batch_size=32),),
+        questions=tuple(
+            Probe(name=f"{shortest} to {longest} symbols", length=longest, batch_size=64, batches=4, task=task)
+            for (shortest, longest), task in zip(BINS, asked, strict=True)
+        ),
+        measure="exact",
+        learned=0.99,
+        guess=0.0,
+        minutes=6.0,
     )
 
 

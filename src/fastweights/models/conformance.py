@@ -144,4 +144,5 @@ def wirings(quick: bool = False) -> dict[str, Callable[[], Report]]:
     def model(name: str) -> Report:
         return check_model(LanguageModel(models[name]), lengths=lengths, without=without, title=name)
 
-    return {name: partial(block, name) for name in configs} | {name: partial(model, name) for name in models}
+    suite: dict[str, Callable[[], Report]] = {name: partial(block, name) for name in configs}
+    return suite | {name: partial(model, name) for name in models}

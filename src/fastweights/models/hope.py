@@ -323,7 +323,8 @@ def stack_levels(model: LanguageModel, levels: str, step: float = 1.0) -> Langua
     """
     if model.learner is not None:
         raise UserError(f"the model already has levels, of {model.config.levels} tokens")
-    stacked = type(model)(replace(model.config, levels=levels))
+    width = model.config.hidden / model.config.dim
+    stacked = type(model)(replace(model.config, levels=levels, expansion=width))
     given = dict(model.state_dict())
     for n, block in enumerate(stacked.blocks):
         prefix, chain = f"blocks.{n}.", f"blocks.{n}.continuum."
