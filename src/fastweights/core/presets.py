@@ -327,7 +327,7 @@ def hope(
     expansion: float = 0.0,
     momentum: bool = False,
     negative: bool = True,
-    bias: L2 | DotProduct = L2(),
+    bias: L2 | DotProduct | None = None,
 ) -> Rule:
     """The rule of Hope's self-modifying memories (Nested Learning eqs. 88, 89).
 
@@ -338,11 +338,11 @@ def hope(
         expansion: 0 for the linear memory ``x + W x`` (eq. 92), else the width of the printed two-layer network.
         momentum: the paper prints none and lists it in its ablation.
         negative: eigenvalues in [-1, 1], which state tracking needs; see ``DeltaGradientDescent``.
-        bias: squared error (eq. 92) or dot product (eq. 93).
+        bias: squared error by default (eq. 92), or dot product (eq. 93).
     """
     return Rule(
         architecture=Skip(MLP(2, expansion) if expansion else Matrix()),
-        bias=bias,
+        bias=bias or L2(),
         retention=WeightDecay(),
         algorithm=DeltaGradientDescent("head" if momentum else None, negative),
         chunk_size=chunk_size,

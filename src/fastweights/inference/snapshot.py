@@ -16,7 +16,7 @@ from fastweights.inference.header import Health, Source, finite
 from fastweights.inference.surprise import SurpriseLog, surprise_of
 from fastweights.models.language_model import LanguageModel, ModelState, flatten_state, unflatten_state
 
-_FAST_WEIGHTS = re.compile(r"(\d+)\.(?:.*\.)?dual\.\d+")
+_FAST_WEIGHTS = re.compile(r"(?:blocks\.)?(\d+)\.(?:(?:.*\.)?dual|offsets)\.\d+")
 
 
 @dataclass(frozen=True)

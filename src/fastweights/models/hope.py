@@ -173,7 +173,7 @@ class Learner(nn.Module):
             state = self._advance(state, self.with_weights(blocks, offsets), piece, tokens)
             if not outer:
                 x, tapped = x.detach(), None if tapped is None else tapped.detach()
-                state = mapped(torch.Tensor.detach, state)
+                state, surprised = mapped(torch.Tensor.detach, (state, surprised))
             read.append((x,) if tapped is None else (x, tapped))
             felt.append(surprised)
         joined = [pieces.join([x.unsqueeze(1) for x in parts])[:, 0] for parts in zip(*read, strict=True)]
