@@ -21,7 +21,15 @@ from fastweights.models.budget import parameter_count, with_parameters
 from fastweights.models.config import ModelConfig
 from fastweights.models.controls import CONTROLS, controlled, defined
 from fastweights.models.language_model import LanguageModel
-from fastweights.train.config import CheckpointConfig, OptimiserConfig, PriceConfig, Probe, Stage, TrainConfig
+from fastweights.train.config import (
+    CheckpointConfig,
+    OptimiserConfig,
+    PriceConfig,
+    Probe,
+    SkipConfig,
+    Stage,
+    TrainConfig,
+)
 from fastweights.train.folder import CONFIG, LOG
 from fastweights.train.loop import train
 from fastweights.train.optim import TrainingStopped
@@ -46,6 +54,7 @@ class Contest:
         guess: what a guess gets, in the same unit.
         optimiser: of training.
         price: on writing, for models that have a memory.
+        skip: which steps are skipped, and when training gives up.
         minutes: of training, at most; a model that is cut off is asked as it is, and marked.
     """
 
@@ -59,6 +68,7 @@ class Contest:
     guess: float
     optimiser: OptimiserConfig = OptimiserConfig(lr=3e-3, weight_decay=0.01, warmup_steps=50)
     price: PriceConfig = PriceConfig()
+    skip: SkipConfig = SkipConfig()
     minutes: float = 4.0
 
     def __post_init__(self) -> None:
@@ -104,6 +114,7 @@ class Comparison:
             seed=cell.seed,
             optimiser=contest.optimiser,
             price=contest.price if model.has_memory else PriceConfig(),
+            skip=contest.skip,
             checkpoint=CheckpointConfig(every_minutes=1.0, keep=1),
             threads=self.threads,
             log_every=25,

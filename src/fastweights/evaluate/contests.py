@@ -9,7 +9,7 @@ from fastweights.evaluate.contest import Contest
 from fastweights.models.config import ModelConfig
 from fastweights.tasks.formal_languages import BINS, Language
 from fastweights.tasks.needle_rows import RowMix
-from fastweights.train.config import Probe, Stage
+from fastweights.train.config import Probe, SkipConfig, Stage
 from fastweights.train.mqar import MQARTask
 from fastweights.train.needle import NeedleTask
 from fastweights.train.state_tracking import LanguageTask, ParityTask
@@ -63,7 +63,7 @@ def parity(steps: int = 400) -> Contest:
     )
 
 
-def language(name: Language, steps: int = 300) -> Contest:
+def language(name: Language, steps: int = 400) -> Contest:
     """One of the Hope paper's formal languages: words of 2 to 50 symbols, then of 51 to 100; a whole row counts.
 
     A guess gets no row right; of ``aa`` and ``abab`` there is one row a length.
@@ -81,6 +81,8 @@ def language(name: Language, steps: int = 300) -> Contest:
         measure="exact",
         learned=0.99,
         guess=0.0,
+        # What a state tracker learns it learns suddenly, with gradients a hundred times those of the plateau before.
+        skip=SkipConfig(factor=1000.0),
         minutes=6.0,
     )
 
