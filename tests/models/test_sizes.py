@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -49,6 +50,20 @@ def test_sizes_have_the_parameters_that_are_stated(name: str) -> None:
     dim, depth, heads, vocabulary, *counts = (int(number.replace(",", "")) for number in row.split()[1:])
     assert (dim, depth, heads, vocabulary) == SIZES[name][:4]
     assert tuple(counts) == COUNTS[name]
+
+
+HOPE = {"760m": (795_886_152, 777_819_720), "1.3b": (1_084_603_222, 1_037_043_766)}
+"""Parameters of Hope and of Hope-Attention with three levels, together as wide as one network."""
+
+
+@pytest.mark.parametrize("name", HOPE)
+def test_hope_can_be_built_in_the_sizes_of_its_paper(name: str) -> None:
+    plain = sized(name, wiring="self_modifying", rule=presets.hope())
+    attention = sized(name, wiring="attention", rule=ModelConfig.rule)
+    shape = {"levels": "512,2048,8192", "expansion": ModelConfig.expansion / 3}
+    built = [on_paper(replace(config, **shape)) for config in (plain, attention)]  # type: ignore[arg-type]
+    assert all(p.is_meta for model in built for p in model.parameters())
+    assert tuple(sum(p.numel() for p in model.parameters()) for model in built) == HOPE[name]
 
 
 def test_the_parameters_of_a_memory_model_by_a_formula() -> None:
