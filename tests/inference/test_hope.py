@@ -63,5 +63,5 @@ def test_the_norms_of_a_session_count_what_levels_have_learned() -> None:
     read = session("levels alone")
     read.read(TEXT[:384])  # Whole pieces: nothing waits to be read.
     found = read.health().norms
-    total = sum(norm[0] ** 2 for norm in found.values())
+    total = sum((norm[0] or 0.0) ** 2 for norm in found.values())
     assert total**0.5 == pytest.approx(sum(x**2 for x in moved(read)) ** 0.5, rel=1e-4)
