@@ -193,7 +193,7 @@ def test_recipes_of_comparisons(tmp_path: Path) -> None:
         load_comparison(tmp_path / "x.py")
 
 
-@pytest.mark.parametrize("name", ["compare_quick", "compare_small"])
+@pytest.mark.parametrize("name", ["compare_quick", "compare_small", "formal_languages"])
 def test_the_reports_in_the_repository_are_those_of_their_results(name: str, tmp_path: Path) -> None:
     folder = Path(__file__).parents[2] / "results" / name
     made = make_report(folder, tmp_path)

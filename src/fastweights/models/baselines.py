@@ -36,7 +36,7 @@ _LEVELS = "32,128"
 def hope(config: ModelConfig, chunk_size: int = 16, levels: str = _LEVELS) -> ModelConfig:
     """Hope: self-modifying Titans, then a continuum memory system (Nested Learning eqs. 94-97).
 
-    Its levels are trained to the first order: to the second takes three times as long.
+    Its levels are trained to the first order, which is cheaper.
 
     Args:
         config: all else.

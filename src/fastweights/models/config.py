@@ -46,7 +46,7 @@ class ModelConfig:
             (`fastweights.layers.continuum.Continuum`, `fastweights.models.hope`).
         level_optimiser: what makes a step of the gradient.
         level_order: 2 trains through the levels' gradients; 1 takes them as given numbers (first-order meta-learning),
-            in a third of the time, and step sizes and starts are learned all the same.
+            which is cheaper, and step sizes and starts are learned all the same.
         level_step: largest step size of a level; the step itself is learned.
         level_clip: bound on the norm of a level's gradient, a mean over the tokens of its chunk, over all blocks.
         convolution: taps of the short convolution in front of the memory.
