@@ -16,7 +16,7 @@ from fastweights.data.tokenizer import ByteTokenizer
 from fastweights.errors import UserError
 from fastweights.evaluate import contest as contests
 from fastweights.evaluate.contest import Cell, Comparison, with_effort
-from fastweights.evaluate.grid import GridStep, file_of, load_comparison, outcome, run_grid
+from fastweights.evaluate.grid import GridStep, file_of, finished, load_comparison, outcome, run_grid
 from fastweights.evaluate.perplexity import Document, evaluate_documents
 from fastweights.evaluate.report import depth_table, make_report
 from fastweights.evaluate.surprise import surprise_report
@@ -191,6 +191,13 @@ def test_recipes_of_comparisons(tmp_path: Path) -> None:
     (tmp_path / "x.py").write_text("def comparison():\n    return 3\n")
     with pytest.raises(RecipeError, match="gave a int, not a Comparison"):
         load_comparison(tmp_path / "x.py")
+
+
+@pytest.mark.parametrize("name", ["compare_quick", "compare_small", "formal_languages"])
+def test_the_cells_in_the_repository_can_be_gone_on_with(name: str) -> None:
+    """A setting that came later has its default in them."""
+    folder = Path(__file__).parents[2] / "results" / name
+    assert len(list(finished(load_comparison(name), folder))) == len(list(folder.rglob("*.json")))
 
 
 @pytest.mark.parametrize("name", ["compare_quick", "compare_small", "formal_languages"])

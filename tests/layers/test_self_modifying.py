@@ -171,3 +171,11 @@ def test_what_makes_no_sense_is_refused(case: str) -> None:
     make, message = REFUSED[case]
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_autocast_leaves_the_memories_in_float32() -> None:
+    x, layer = torch.randn(2, 9, 8), stirred(SelfModifyingTitans(8, 2, presets.hope(4), 2))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        reading = layer(x)
+    assert {w.dtype for w in reading.state.memory.dual} == {torch.float32}
+    torch.testing.assert_close(reading.y.float(), layer(x).y, rtol=0.1, atol=0.1)

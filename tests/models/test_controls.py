@@ -161,3 +161,8 @@ def test_a_reset_takes_the_levels_back_too() -> None:
     assert not any(bool(x.any()) for x in state.learner.sums)  # type: ignore[attr-defined]
     assert plain.position(state).tolist() == [32, 32]
     assert bool(torch.isfinite(plain(ids(9), state).logits).all())
+    attention = hope(wiring="attention", rule=ModelConfig.rule)
+    before = attention(ids(32)).state
+    after = forget(attention, before)
+    for now, old in zip(memories(after[0]), memories(before[0]), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(now.extra, old.extra, strict=True))

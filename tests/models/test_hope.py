@@ -176,6 +176,7 @@ def test_stacking_levels_on_a_trained_model_leaves_its_answers_as_they_are() -> 
         model = LanguageModel(config)
         stacked = stack_levels(model, "4,16", step=0.0)
         text = ids(2, 37)
+        assert stack_levels(model, "4,8,16").config.hidden == config.hidden
         learning = stack_levels(model, "4,16")
         with torch.no_grad():
             assert torch.equal(model(text).logits, stacked(text).logits)
@@ -209,6 +210,30 @@ def test_only_full_windows_are_learned_and_only_when_their_last_label_is_known()
     found = [moved(model, state)[0] for state in states]
     assert found[0] == found[1] == 0.0
     assert 0.0 < found[2] == found[3] < found[4]
+
+
+def test_a_token_that_is_not_finite_teaches_nothing_and_spoils_nothing_later() -> None:
+    model = LanguageModel(replace(PLAIN, levels="4,8")).eval()
+    text = ids(2, 40) % 19
+    broken = text.clone()
+    broken[0, 5] = 19
+    model.embedding.weight.data[19] = torch.nan
+    with torch.no_grad():
+        whole, output = model(text), model(broken)
+    assert torch.equal(output.logits[1], whole.logits[1])
+    assert bool(torch.isfinite(output.logits[0, 9:]).all())
+    assert all(bool(torch.isfinite(x).all()) for x in flatten_state(output.state).values() if x.is_floating_point())
+    assert min(moved(model, output.state)) > 0
+
+
+def test_inference_mode_is_refused_and_so_is_a_solver_to_the_second_order() -> None:
+    model = LanguageModel(replace(PLAIN, levels="4"))
+    with torch.inference_mode(), pytest.raises(UserError, match=r"use torch.no_grad"):
+        model(ids(1, 9))
+    with pytest.raises(UserError, match="level_order=1"):
+        replace(PLAIN, rule=presets.mesa(), levels="4")
+    mesa = LanguageModel(replace(PLAIN, rule=presets.mesa(), levels="4", level_order=1))
+    mesa(ids(1, 9)).logits.sum().backward()
 
 
 def test_nested_levels_start_again_from_a_start_that_has_learned() -> None:

@@ -122,6 +122,9 @@ def run_self_modifying(
         Answers of the memory proper in the dtype of ``q``, the state and the surprise. Cost: one dual chunk of every
         memory for each chunk, one after the other, and two more reads of it.
     """
+    if torch.is_autocast_enabled(q.device.type):
+        with torch.autocast(q.device.type, enabled=False):
+            return run_self_modifying(memories, initial, q, u, make, state, layout, grid, surprise)
     run = _Run(memories, initial, state, grid, u)
     answers: list[Tensor] = []
     felt: list[Surprise] = []

@@ -11,6 +11,7 @@ from fastweights.errors import UserError
 from fastweights.evaluate.cells import circumstances
 from fastweights.evaluate.contest import Cell, Comparison, run_cell
 from fastweights.evaluate.ledger import write_results
+from fastweights.train.config import TrainConfig
 from fastweights.train.recipes import RecipeError, call_recipe, find_recipe
 from fastweights.train.records import StepRecord
 
@@ -122,11 +123,21 @@ def finished(comparison: Comparison, out: Path) -> Iterator[tuple[Cell, dict[str
         except ValueError as error:
             raise UserError(f"'{path}' is not a result of a comparison: choose another folder") from error
         for name, now in comparison.facts(cell).items():
-            if content.get(name) != now:
+            if _as_now(name, content.get(name)) != now:
                 raise UserError(
                     f"'{path}' was found with other settings ({name} differs): choose another folder, or remove it"
                 )
         yield cell, content
+
+
+def _as_now(name: str, value: Any) -> Any:
+    """What a file says; of a training through its classes, so that settings it knew nothing of have their defaults."""
+    if name != "training":
+        return value
+    try:
+        return json.loads(TrainConfig.from_json(json.dumps(value)).to_json())
+    except UserError:
+        return value
 
 
 def file_of(cell: Cell, out: Path) -> Path:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from itertools import pairwise
 from typing import Any, Literal, get_args
 
+from fastweights.core.algorithm import ConjugateGradient
 from fastweights.core.architecture import MLP, Residual
 from fastweights.core.rule import Rule, rule_from_dict
 from fastweights.errors import UserError
@@ -145,6 +146,9 @@ class ModelConfig:
         _require(not self.levels or all(part.strip().isdigit() for part in self.levels.split(",")), wrong)
         moving = [chunk for chunk in self.level_chunks if chunk]
         _require(self.level_chunks == (*moving, *[0] * (len(self.level_chunks) - len(moving))), wrong)
+        twice = self.level_order == 2 and bool(moving) and self.has_memory
+        solved = isinstance(self.rule.algorithm, ConjugateGradient)
+        _require(not (twice and solved), "a memory that solves by conjugate gradients needs levels of level_order=1")
         nested = all(b % a == 0 for a, b in pairwise(moving))
         _require(
             moving == sorted(moving) and nested,
@@ -179,7 +183,7 @@ class ModelConfig:
     @property
     def hidden_step(self) -> int:
         """16; less where a block has several networks, so that models can be given equal sizes."""
-        return max(4, 16 // max(1, len(self.level_chunks)))
+        return {0: 16, 1: 16, 2: 8}.get(len(self.level_chunks), 4)
 
     def to_dict(self) -> dict[str, Any]:
         """A JSON-ready description."""

@@ -152,8 +152,8 @@ def forget(model: LanguageModel, state: ModelState) -> ModelState:
 
 
 def _forgotten(old: Any, fresh: Any) -> Any:
-    if isinstance(old, MemoryState):
-        return fresh._replace(position=old.position)
+    if isinstance(old, MemoryState):  # Attention, which has no weights that learn, keeps its tokens.
+        return fresh._replace(position=old.position) if old.dual else old
     if isinstance(old, Tensor):
         return old
     parts = [_forgotten(a, b) for a, b in zip(old, fresh, strict=True)]

@@ -45,6 +45,8 @@ class ForecasterConfig:
             )
         if self.model.tied or self.model.start != "plain":
             raise UserError("a forecaster has no words: its model must have tied=False and start='plain'")
+        if any(self.model.level_chunks):
+            raise UserError("levels learn the next token, and a forecaster has none: its model must have levels=''")
 
 
 class ForecasterState(NamedTuple):

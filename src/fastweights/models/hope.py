@@ -142,6 +142,8 @@ class Learner(nn.Module):
             model.prepare(plan)
             x, blocks, felt, tapped = model.through(model.embedding(ids), state.blocks, plan, surprise, tap)
             return Read(x, state._replace(blocks=blocks), felt, tapped)
+        if torch.is_inference_mode_enabled():
+            raise UserError("levels learn by gradients, which torch.inference_mode() rules out: use torch.no_grad()")
         twice = outer and self.config.level_order == 2
         with torch.enable_grad(), second_order() if twice else nullcontext():
             return self._read(model, ids, state, plan, surprise, tap, outer)
@@ -211,9 +213,9 @@ class Learner(nn.Module):
         labels = torch.cat([learner.window[:, 1:], following[:, None]], 1)
         wide = live.logits.to(torch.promote_types(live.logits.dtype, torch.float32))
         losses = F.cross_entropy(wide.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
-        total = torch.where(due[:, None], losses, 0.0).sum()
+        total = torch.where(due[:, None] & torch.isfinite(losses), losses, 0.0).sum()
         found = torch.autograd.grad(total, live.offsets, retain_graph=True, create_graph=twice)
-        return found if twice else tuple(g.detach() for g in found)
+        return _sound(found if twice else tuple(g.detach() for g in found))
 
     def _again(self, model: LanguageModel, learner: LearnerState, blocks: tuple[ContinuumState, ...]) -> Tensor:
         """Reads the window again from its start: logits ``[B, C_1, vocabulary]``."""
@@ -298,6 +300,15 @@ class Learner(nn.Module):
 def _mixers(blocks: tuple[ContinuumState, ...]) -> tuple[Any, ...]:
     """A copy of every mixer's state: no two tensors of a state share memory."""
     return tuple(mapped(torch.clone, block.mixer) for block in blocks)
+
+
+def _sound(gradients: Offsets) -> Offsets:
+    """Gradients of 0 in rows where the square of any of them is not finite: such a window teaches nothing."""
+    squares = torch.stack([g.detach().flatten(1).square().sum(1) for g in gradients]).sum(0)
+    sound = torch.isfinite(squares)
+    if bool(sound.all()):
+        return gradients
+    return tuple(torch.where(sound[:, None, None], g, 0.0) for g in gradients)
 
 
 def _leaves(offsets: Offsets, outer: bool) -> Offsets:
