@@ -97,28 +97,6 @@ class Loss(Measured):
         return f"{value:.3f}"
 
 
-class Results(CellFile):
-    """The file of the cells.
-
-    Args:
-        path: written when the first cell comes.
-        settings: what they share.
-
-    Raises:
-        UserError: the cells that are there were measured with other settings.
-    """
-
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        super().__init__(path, settings, Cell._fields)
-
-    def lacks(self, cell: Cell, numbers: str, minutes: float) -> bool:
-        """Whether a cell is missing, could not be built, had too few minutes, another rule or other numbers."""
-        found = self.cells.get(cell)
-        if found is None or "refused" in found or (found["capped"] and found["minutes"] < minutes):
-            return True
-        return found["rule"] != learner(cell.contender) or found["sha256"] != numbers
-
-
 def settings(days: Sequence[int], epochs: int) -> dict[str, Any]:
     """All that decides a result beside its cell and the series, as JSON values."""
     training = ForecastTraining(model=ForecasterConfig(1, 1, MODEL), epochs=epochs)
@@ -256,7 +234,7 @@ def main() -> int:
     rules = chosen(arguments.rules, list(PRESETS), "rule")
     for part, horizon in product(PARTS, arguments.horizons):
         count_windows(scaled, part, WindowSpec(INPUTS, horizon))
-    results = Results(arguments.out, settings(arguments.days, arguments.epochs))
+    results = CellFile(arguments.out, settings(arguments.days, arguments.epochs), Cell._fields)
     wanted = [
         Cell(series.name, contender, horizon, seed)
         for seed in range(arguments.seeds)
@@ -266,7 +244,11 @@ def main() -> int:
     given = [str(arguments.path), f"--epochs={arguments.epochs}", f"--minutes={arguments.minutes}"]
     given += ["--days", *map(str, arguments.days)]
     held = sha256(arguments.path)
-    missing = [cell for cell in wanted if results.lacks(cell, held, arguments.minutes)]
+    missing = [
+        cell
+        for cell in wanted
+        if results.is_missing(cell, arguments.minutes, {"rule": learner(cell.contender), "sha256": held})
+    ]
     crashed = measure_all(results, missing, [__file__, *given], outcome, arguments)
     if arguments.render:
         write_file(arguments.render, render(list(results.cells.values())).encode())

@@ -96,28 +96,6 @@ def measure(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     return found | {"tier": rule.tier} | run_trial(config, arguments.minutes, on_step)._asdict()
 
 
-class Results(CellFile):
-    """The file of the cells.
-
-    Args:
-        path: written when the first cell comes.
-        settings: what they share.
-
-    Raises:
-        UserError: the cells that are there were measured with other settings.
-    """
-
-    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        super().__init__(path, settings, Cell._fields)
-
-    def lacks(self, cell: Cell, minutes: float) -> bool:
-        """Whether a cell is missing, could not be built, had fewer minutes than it needed, or another rule."""
-        found = self.cells.get(cell)
-        if found is None or "refused" in found or (found["capped"] and found["minutes"] < minutes):
-            return True
-        return found["rule"] != rule_of(cell.preset)
-
-
 def outcome(found: dict[str, Any]) -> str:
     """A cell in a few words."""
     if "refused" in found:
@@ -220,7 +198,7 @@ def main() -> int:
     if arguments.cell:
         preset, task, seed, size = arguments.cell
         return answer(lambda: measure(Cell(preset, task, int(seed), int(size)), arguments))
-    results = Results(arguments.out, trial_settings(arguments.steps))
+    results = CellFile(arguments.out, trial_settings(arguments.steps), Cell._fields)
     wanted = [
         Cell(preset, task, seed, size)
         for size in arguments.equal_state
@@ -229,7 +207,7 @@ def main() -> int:
         for preset in chosen(arguments.presets, list(PRESETS), "preset")
     ]
     given = [f"--{name}={getattr(arguments, name)}" for name in ("steps", "minutes")]
-    missing = [cell for cell in wanted if results.lacks(cell, arguments.minutes)]
+    missing = [cell for cell in wanted if results.is_missing(cell, arguments.minutes, {"rule": rule_of(cell.preset)})]
     crashed = measure_all(results, missing, [__file__, *given], outcome, arguments)
     if arguments.render:
         write_file(arguments.render, render(list(results.cells.values())).encode())

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.forecasting import Cell, Results, learner, numbers, render, settings
+from benchmarks.forecasting import Cell, learner, numbers, render, settings
 from tests.made_series import waves, write_series
 
 from fastweights.data.series import read_series, scale
 from fastweights.errors import UserError
+from fastweights.evaluate.cells import CellFile
 from fastweights.tasks.forecasting import CONTROLS, WindowSpec, control, measure
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "forecasting.py"
@@ -100,25 +101,29 @@ def test_what_cannot_be_is_one_sentence(words: tuple[str, ...], says: str, path:
 
 
 def test_a_cell_is_measured_again_for_other_numbers_another_rule_or_more_minutes(tmp_path: Path) -> None:
-    results, cell = Results(tmp_path / "table.json", settings(DAYS, 10)), Cell("ETTh1", "titans", 96, 0)
+    results, cell = opened(tmp_path), Cell("ETTh1", "titans", 96, 0)
 
-    def lacks(held: str = "abc", minutes: float = 15.0, **other: Any) -> bool:
+    def missing(held: str = "abc", minutes: float = 15.0, **other: Any) -> bool:
         results.add(cell, made("titans", 96, 0.5, **other))
-        return Results(results.path, settings(DAYS, 10)).lacks(cell, held, minutes)
+        return opened(tmp_path).is_missing(cell, minutes, {"rule": learner("titans"), "sha256": held})
 
-    assert results.lacks(cell, "abc", 15.0)
-    assert not lacks()
-    assert lacks(held="def")
-    assert not lacks(minutes=30.0)
-    assert lacks(minutes=30.0, capped=True)
-    assert not lacks(capped=True)
-    assert lacks(rule=learner("deltanet"))
-    assert lacks(refused="no such model")
-    assert not lacks()
-    assert results.lacks(cell._replace(seed=1), "abc", 15.0)
-    for other in (settings(DAYS, 11), settings((6, 5, 4), 10)):
+    assert results.is_missing(cell, 15.0, {})
+    assert not missing()
+    assert missing(held="def")
+    assert not missing(minutes=30.0)
+    assert missing(minutes=30.0, capped=True)
+    assert not missing(capped=True)
+    assert missing(rule=learner("deltanet"))
+    assert missing(refused="no such model")
+    assert not missing()
+    assert results.is_missing(cell._replace(seed=1), 15.0, {})
+    for days, epochs in ((DAYS, 11), ((6, 5, 4), 10)):
         with pytest.raises(UserError, match="were measured with other settings"):
-            Results(results.path, other)
+            opened(tmp_path, days, epochs)
+
+
+def opened(folder: Path, days: tuple[int, ...] = DAYS, epochs: int = 10) -> CellFile:
+    return CellFile(folder / "table.json", settings(days, epochs), Cell._fields)
 
 
 def test_controls_and_rules_are_rows_and_the_mean_is_over_all_horizons() -> None:

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benchmarks.recall_table import BEGIN, END, Cell, Results, into_page, overview, render
+from benchmarks.recall_table import BEGIN, END, Cell, into_page, overview, render
 
 from fastweights.errors import UserError
-from fastweights.evaluate.cells import rule_of
+from fastweights.evaluate.cells import CellFile, rule_of
 from fastweights.train.trial import trial_settings
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "recall_table.py"
@@ -87,30 +87,34 @@ def test_a_rule_that_fits_into_no_model_is_a_cell_with_the_reason(tmp_path: Path
     assert done.returncode == 0, done.stderr
     (cell,) = cells(tmp_path)
     assert "has a state of 100 bytes" in cell["refused"]
-    assert Results(tmp_path / "table.json", trial_settings(2)).lacks(Cell("titans", "mqar", 0, 100), 3.0)
+    assert opened(tmp_path / "table.json").is_missing(Cell("titans", "mqar", 0, 100), 3.0, {})
     assert "`titans` could not be built: no model of" in (tmp_path / "table.md").read_text(encoding="utf-8")
 
 
 def test_a_cell_is_measured_again_for_another_rule_or_for_more_minutes(tmp_path: Path) -> None:
-    results = Results(tmp_path / "new" / "table.json", trial_settings(2))
-    cell = Cell("deltanet", "mqar", 0, 0)
-    assert results.lacks(cell, 3.0)
+    results = opened(tmp_path / "new" / "table.json")
+    cell, facts = Cell("deltanet", "mqar", 0, 0), {"rule": rule_of("deltanet")}
+    assert results.is_missing(cell, 3.0, facts)
     results.add(cell, made("deltanet"))
-    again = Results(results.path, trial_settings(2))
-    assert not again.lacks(cell, 30.0)
-    assert again.lacks(Cell("deltanet", "mqar", 1, 0), 3.0)
+    again = opened(results.path)
+    assert not again.is_missing(cell, 30.0, facts)
+    assert again.is_missing(Cell("deltanet", "mqar", 1, 0), 3.0, facts)
     again.add(cell, made("deltanet", capped=True))
-    assert not again.lacks(cell, 3.0)
-    assert again.lacks(cell, 4.0)
+    assert not again.is_missing(cell, 3.0, facts)
+    assert again.is_missing(cell, 4.0, facts)
     again.add(cell, made("deltanet", rule=rule_of("titans")))
-    assert again.lacks(cell, 3.0)
+    assert again.is_missing(cell, 3.0, facts)
     assert len(json.loads(results.path.read_text(encoding="utf-8"))["cells"]) == 1
 
 
 def test_cells_of_other_settings_are_not_mixed(tmp_path: Path) -> None:
-    Results(tmp_path / "table.json", trial_settings(2)).add(Cell("deltanet", "mqar", 0, 0), made("deltanet"))
+    opened(tmp_path / "table.json").add(Cell("deltanet", "mqar", 0, 0), made("deltanet"))
     with pytest.raises(UserError, match="steps was 2 and is now 3"):
-        Results(tmp_path / "table.json", trial_settings(3))
+        opened(tmp_path / "table.json", 3)
+
+
+def opened(path: Path, steps: int = 2) -> CellFile:
+    return CellFile(path, trial_settings(steps), Cell._fields)
 
 
 def test_what_ties_with_the_best_is_bold() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,13 @@ from fastweights.evaluate.grid import GridStep, file_of, finished, load_comparis
 from fastweights.evaluate.perplexity import Document, evaluate_documents
 from fastweights.evaluate.report import depth_table, make_report
 from fastweights.evaluate.surprise import surprise_report
+from fastweights.train.config import Probe
 from fastweights.train.optim import TrainingStopped
 from fastweights.train.recipes import RecipeError
+from fastweights.train.state_tracking import LanguageTask
+
+CELLS = ("compare_quick", "compare_small", "formal_languages", "hope_ablation")
+"""Folders of results that hold cells."""
 
 
 def run(comparison: Comparison, tmp_path: Path, **options: Any) -> list[dict[str, Any]]:
@@ -122,6 +127,25 @@ def test_a_model_that_is_cut_off_or_gives_up_is_marked(tmp_path: Path, monkeypat
     assert "`lstm`, seed 0: training gave up, 20 steps" in page
 
 
+def test_training_ends_when_everything_is_right_and_not_before(tmp_path: Path) -> None:
+    easy = replace(
+        bits(200), task=LanguageTask(language="aa"), questions=(Probe(name="4", length=4, batch_size=16),), learned=0.9
+    )
+    easy = replace(easy, measure="right", enough=1.0, look_every=20)
+    (cell,) = run(replace(grid(names=("lstm",)), contests={"easy": easy}), tmp_path)
+    assert 20 < cell["steps"] < 200
+    assert cell["steps"] % 20 == 0
+    assert (cell["capped"], cell["scores"][0]["value"]) == (False, 1.0)
+    assert cell["enough"] == 1.0
+    looked = cell["training"]["evaluation"]
+    assert (looked["every"], [probe["name"] for probe in looked["probes"]]) == (20, ["4"])
+    never = replace(easy, stages=(replace(easy.stages[0], steps=45),), enough=1.1)
+    (cell,) = run(replace(grid(names=("lstm",)), contests={"never": never}), tmp_path)
+    assert (cell["steps"], cell["capped"]) == (45, False)
+    with pytest.raises(UserError, match="no share of right answers"):
+        replace(easy, measure="bits")
+
+
 def test_the_report_has_tables_controls_and_pictures(found: tuple[Path, list[dict[str, Any]]], tmp_path: Path) -> None:
     made = make_report(found[0] / "out", tmp_path)
     assert (made.used, made.others) == (8, ())
@@ -193,14 +217,38 @@ def test_recipes_of_comparisons(tmp_path: Path) -> None:
         load_comparison(tmp_path / "x.py")
 
 
-@pytest.mark.parametrize("name", ["compare_quick", "compare_small", "formal_languages"])
+def test_the_ablation_takes_one_thing_away_at_a_time() -> None:
+    ablation = load_comparison("hope_ablation")
+    for contest, chunk in (("books", 16), ("parity", 1)):
+        models = {name: ablation.training(Cell(contest, name, 0)).model for name in ablation.models}
+        whole = models.pop("whole")
+        assert (whole.rule.chunk_size, whole.generator_chunk, whole.level_chunks) == (chunk, chunk, (32, 128))
+        assert whole.rule.has_momentum
+        assert whole.rule.algorithm.erases
+        assert "query" in whole.adaptive
+        differ = {
+            name: {f.name for f in fields(m) if getattr(m, f.name) != getattr(whole, f.name)}
+            for name, m in models.items()
+        }
+        assert differ.pop("printed") - {"expansion"} == {"rule", "adaptive"}
+        taken = {"rule": ("no_delta", "no_momentum", "no_decay"), "levels": ("no_levels",)}
+        taken["adaptive"] = ("static_keys", "static_values", "static_queries")
+        for field, names in taken.items():
+            assert all(differ.pop(name) - {"expansion"} == {field} for name in names)
+        assert not differ
+        assert not models["no_delta"].rule.algorithm.erases
+        assert not models["no_momentum"].rule.has_momentum
+        assert models["no_decay"].rule.retention.scope is None
+
+
+@pytest.mark.parametrize("name", CELLS)
 def test_the_cells_in_the_repository_can_be_gone_on_with(name: str) -> None:
     """A setting that came later has its default in them."""
     folder = Path(__file__).parents[2] / "results" / name
-    assert len(list(finished(load_comparison(name), folder))) == len(list(folder.rglob("*.json")))
+    assert len(list(finished(load_comparison(name), folder))) == len(list(folder.rglob("*.json"))) > 0
 
 
-@pytest.mark.parametrize("name", ["compare_quick", "compare_small", "formal_languages"])
+@pytest.mark.parametrize("name", CELLS)
 def test_the_reports_in_the_repository_are_those_of_their_results(name: str, tmp_path: Path) -> None:
     folder = Path(__file__).parents[2] / "results" / name
     made = make_report(folder, tmp_path)

@@ -13,13 +13,15 @@ from torch import Tensor
 
 from fastweights.core import presets
 from fastweights.core.algorithm import GradientDescent
-from fastweights.core.bias import Huber
+from fastweights.core.bias import L2, DotProduct, Huber
 from fastweights.core.retention import NoRetention, WeightDecay
 from fastweights.core.rule import Rule
+from fastweights.core.self_modifying import Made
 from fastweights.errors import UserError
 from fastweights.layers.conformance import check_layer, stirred
 from fastweights.layers.gates import exact_gate
 from fastweights.layers.self_modifying import GENERATORS, SelfModifyingTitans
+from fastweights.models.config import ModelConfig
 
 Weights = dict[str, Tensor]
 
@@ -70,7 +72,7 @@ def paper_loop(layer: SelfModifyingTitans, x: Tensor) -> tuple[Tensor, list[list
                 if name in layer.readouts
             }
             retain = 1.0 - gates["retain"] if "retain" in gates else torch.ones(1, dtype=x.dtype)
-            top = rule.stable_lr(retain)
+            top = rule.stable_lr(retain, own_targets=True)
             k, v = F.normalize(made["key"], dim=0), F.normalize(made["value"], dim=0)
             targets = [answer(anchor, v, deep) for anchor in anchors]
             for i, moves in enumerate(layer.memories.moving):
@@ -153,6 +155,55 @@ def test_eigenvalues_along_a_key_stay_in_their_range(negative: bool) -> None:
     torch.testing.assert_close(lowest, torch.full_like(retain, -1.0 if negative else 0.0))
 
 
+@pytest.mark.parametrize("bias", [L2(), L2(half=False), DotProduct()], ids=str)
+@pytest.mark.parametrize("negative", [False, True])
+def test_own_targets_keep_eigenvalues_in_range_for_any_key_and_value(bias: L2 | DotProduct, negative: bool) -> None:
+    """Of ``W <- W (retain - lr ((1 + slope) k - gain v) k^T)``, what a step makes of what the weights hold."""
+    rule, affine = presets.hope(1, negative=negative, bias=bias), bias.affine()
+    assert affine is not None
+    retain, cosine = torch.linspace(0, 1, 11)[:, None], torch.linspace(-1, 1, 9)
+    for share in (0.0, 0.5, 1.0):
+        lr = share * rule.stable_lr(retain, own_targets=True)
+        kept = retain - lr * (1.0 + affine.slope - affine.gain * cosine)
+        assert kept.min() >= (-1.0 if negative else 0.0) - 1e-6
+        assert kept.max() <= 1.0
+    torch.testing.assert_close(kept.min(1).values, torch.full((11,), -1.0 if negative else 0.0))
+    open_wide = ModelConfig(wiring="self_modifying", rule=rule)
+    assert open_wide.largest_lr == pytest.approx(float(rule.stable_lr(torch.ones(1), own_targets=True)))
+
+
+@pytest.mark.parametrize("bias", [L2(), DotProduct()], ids=str)
+def test_with_all_gates_open_a_memory_of_its_own_targets_does_not_explode(bias: L2 | DotProduct) -> None:
+    layer = SelfModifyingTitans(8, 2, presets.hope(1, bias=bias), 1)
+    with torch.no_grad():
+        layer.biases["lr"].fill_(10.0)
+        for initial in layer.initial.values():
+            initial.mul_(3.0)
+        state = layer(torch.randn(4, 600, 8, generator=torch.Generator().manual_seed(0))).state
+    assert float(state.memory.dual[0].norm(dim=(-2, -1)).max()) < 600
+
+
+def test_starting_by_induction_binds_each_token_to_the_query_of_the_one_before() -> None:
+    """Of keys and values, and so of answers: a token that comes again finds what followed it."""
+    layer = SelfModifyingTitans(16, 2, presets.hope(1), 1)
+    layer.start_induction()
+    x, made = torch.randn(1, 6, 16), []
+    make = layer.make
+
+    def keep(*given: Tensor) -> Made:
+        made.append(make(*given))
+        return made[-1]
+
+    layer.make = keep  # type: ignore[method-assign,assignment]
+    layer(x)
+    q, k, v = (torch.cat([getattr(one, name) for one in made], 2) for name in ("q", "k", "v"))
+    # The first key is that of an empty convolution; later ones are off by what the generators have learned since.
+    torch.testing.assert_close(k[:, :, 1], q[:, :, 0])
+    assert F.cosine_similarity(k[:, :, 1:], q[:, :, :-1], -1).min() > 0.9
+    assert v[:, :, 1, :4].abs().max() < 0.3
+    assert not q[..., 4:].any()
+
+
 REFUSED: dict[str, tuple[Callable[[], SelfModifyingTitans], str]] = {
     "chunks": (lambda: SelfModifyingTitans(8, 2, presets.hope(4), 3), "divide one another"),
     "a link": (lambda: SelfModifyingTitans(8, 2, presets.memora(), 16), "plain steps"),
@@ -162,6 +213,14 @@ REFUSED: dict[str, tuple[Callable[[], SelfModifyingTitans], str]] = {
         "scope must be 'head'",
     ),
     "an unknown generator": (lambda: SelfModifyingTitans(8, 2, presets.hope(), 16, ("keys",)), "adaptive names some"),
+    "keys of any length": (
+        lambda: SelfModifyingTitans(8, 2, replace(presets.hope(), normalise_qk=False), 16),
+        "normalise_qk must be True",
+    ),
+    "a fixed gate": (
+        lambda: SelfModifyingTitans(8, 2, replace(presets.hope(), fixed=("lr",)), 16),
+        "no gate fixed",
+    ),
     "no head size": (lambda: SelfModifyingTitans(9, 2, presets.hope(), 16), "not divisible by 2 heads"),
 }
 

@@ -63,6 +63,7 @@ def test_whole_numbers_may_stand_for_fractions() -> None:
         ({"depth": True}, "depth must be of type int"),
         ({"tied": 1}, "tied must be of type bool"),
         ({"rule": "titans"}, "rule must be of type Rule"),
+        ({"adaptive": "key, values"}, "adaptive names some of key, value, lr, retain, query"),
     ],
 )
 def test_values_that_make_no_sense_are_refused(changes: dict[str, Any], words: str) -> None:

@@ -18,6 +18,7 @@ from fastweights.models.config import ModelConfig
 from fastweights.models.conformance import check_model, small_config
 from fastweights.models.hope import HopeState, stack_levels
 from fastweights.models.language_model import LanguageModel, flatten_state
+from fastweights.train.reading import memory_norm
 
 PLAIN = replace(small_config("lmm", presets.deltanet()), vocab_size=20)
 HOPE = replace(small_config("self_modifying", presets.hope(4)), vocab_size=20, generator_chunk=2)
@@ -41,7 +42,7 @@ SUITES: dict[str, ModelConfig] = {
     "gate, side by side, muon": replace(
         PLAIN, wiring="mag", levels="5,20", level_form="headwise", level_optimiser="muon"
     ),
-    "context": replace(PLAIN, wiring="mac", levels="4,16"),
+    "context": replace(PLAIN, wiring="mac", levels="4,8"),
     "lstm": replace(PLAIN, wiring="lstm", rule=ModelConfig.rule, levels="6", depth=1),
     "mamba": replace(PLAIN, wiring="mamba", rule=ModelConfig.rule, levels="6", depth=1),
     "first order": replace(PLAIN, rule=presets.titans(chunk_size=4), levels="4,8", level_order=1),
@@ -51,7 +52,8 @@ SUITES: dict[str, ModelConfig] = {
 
 @pytest.mark.parametrize("name", SUITES)
 def test_the_whole_suite(name: str) -> None:
-    lengths = {"a long chunk": (65, 130), "hope, every token": (7, 15)}.get(name, (7, 33))
+    last = max(SUITES[name].level_chunks)
+    lengths = {"a long chunk": (65, 130), "hope, every token": (5, 9)}.get(name, (7, 2 * last + 1))
     report = check_model(LanguageModel(SUITES[name]), lengths=lengths, without=[10])
     assert report.ok, report.table()
 
@@ -185,6 +187,32 @@ def test_stacking_levels_on_a_trained_model_leaves_its_answers_as_they_are() -> 
         assert min(moved(learning, output.state)) > 0
     with pytest.raises(UserError, match="already has levels"):
         stack_levels(learning, "4")
+    for other, levels in ((PLAIN, ""), (replace(PLAIN, level_form="headwise"), "4")):
+        with pytest.raises(UserError, match="first of a chain"):
+            stack_levels(LanguageModel(other), levels)
+    model = LanguageModel(PLAIN).eval()
+    model.recompute = True
+    stacked = stack_levels(model, "4,16")
+    assert (stacked.training, stacked.recompute) == (False, True)
+
+
+def test_hope_that_starts_by_copying_reads_and_trains() -> None:
+    model = LanguageModel(replace(HOPE, start="induction"))
+    model(ids(2, 19)).logits.square().mean().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_generators_may_be_named_with_spaces() -> None:
+    spaced = LanguageModel(replace(HOPE, adaptive="key, value"))
+    assert spaced.blocks[0].mixer.memories.moving == (True, True, False, False, True)  # type: ignore[union-attr]
+
+
+def test_the_norm_of_what_was_learned_counts_levels_too() -> None:
+    model = LanguageModel(replace(ATTENTION, levels="4"))
+    before, after = model.init_state(2), model(ids(2, 9)).state
+    assert memory_norm(before).tolist() == [0.0, 0.0]
+    torch.testing.assert_close(memory_norm(after).square().sum().sqrt().item(), moved(model, after)[0])
+    assert memory_norm(LanguageModel(HOPE).init_state(1)).item() > 0
 
 
 def test_a_text_that_repeats_is_learned() -> None:
@@ -273,3 +301,40 @@ def test_levels_that_make_no_sense_are_refused(case: str) -> None:
         Continuum(8, 8, 0)
     with pytest.raises(UserError, match="sequential, nested, headwise"):
         ModelConfig(levels="4", level_form="deep")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("form", "optimiser", "wiring"),
+    [
+        ("sequential", "sgd", "lmm"),
+        ("nested", "momentum", "attention"),
+        ("headwise", "muon", "lmm"),
+        ("sequential", "momentum", "self_modifying"),
+    ],
+)
+def test_outer_gradients_through_the_steps_of_levels_are_true(form: Any, optimiser: Any, wiring: Any) -> None:
+    """The derivative along random directions in all parameters at once, against differences of the loss."""
+    torch.manual_seed(2)
+    rule = presets.hope(2) if wiring == "self_modifying" else PLAIN.rule
+    config = replace(PLAIN, wiring=wiring, rule=rule, generator_chunk=2, depth=1, levels="2,4")
+    model = LanguageModel(replace(config, level_form=form, level_optimiser=optimiser, level_clip=0.3)).double()
+    text, parameters = ids(2, 14), list(model.parameters())
+
+    def loss() -> Tensor:
+        logits = model(text[:, :-1]).logits
+        return F.cross_entropy(logits.flatten(0, 1), text[:, 1:].flatten())
+
+    gradients = torch.autograd.grad(loss(), parameters)
+    assert model.learner is not None
+    assert gradients[[p is model.learner.steps for p in parameters].index(True)].all()
+    for seed in range(3):
+        generator = torch.Generator().manual_seed(seed)
+        direction = [torch.randn(p.shape, generator=generator, dtype=p.dtype) for p in parameters]
+        want = sum((g * d).sum() for g, d in zip(gradients, direction, strict=True))
+        ends = []
+        with torch.no_grad():
+            for size in (1e-6, -2e-6, 1e-6):
+                for p, d in zip(parameters, direction, strict=True):
+                    p.add_(d, alpha=size)
+                ends.append(loss())
+        torch.testing.assert_close((ends[0] - ends[1]) / 2e-6, want, rtol=1e-5, atol=1e-7)

@@ -71,19 +71,21 @@ def test_m3_is_two_orthogonalised_momenta_over_the_root_of_squares() -> None:
 
 
 def test_deep_momentum_learns_by_the_gradient_of_its_loss() -> None:
-    """Its network's step is autograd's, and one gradient that comes again and again is passed on."""
+    """Its network's step is autograd's; it goes against mean and answer; what comes again and again is passed on."""
     p, g = nn.Parameter(torch.zeros(4, 6)), gradients(1)[0]
     optimiser = DeepMomentum([p], lr=1.0, inner_lr=0.5, alpha=1.0, mean=0.5)
     for _ in range(2):
         p.grad = g.clone()
         optimiser.step()
     state = copy.deepcopy(optimiser.state[p])
-    p.grad = 2.0 * g.flip(0)
+    p.grad, before = 2.0 * g.flip(0), p.detach().clone()
     optimiser.step()
     u = unit(g.flip(0))
     inner, outer = (state[name].requires_grad_() for name in ("inner", "outer"))
     mean = (0.5 * state["mean"] + 0.5 * u) / (1 - 0.5**3)
     loss = 0.5 * (u + torch.tanh(u @ inner.T) @ outer.T - mean).square().sum() / len(u)
+    step = unit((before - p).detach())
+    torch.testing.assert_close(step, unit(mean + u + torch.tanh(u @ inner.T) @ outer.T).detach(), rtol=1e-4, atol=1e-5)
     d_inner, d_outer = torch.autograd.grad(loss, [inner, outer])
     hidden = torch.tanh(u @ inner.T).square().sum(1).mean().clamp_min(1.0)
     after = optimiser.state[p]

@@ -119,7 +119,8 @@ class DeltaGradientDescent(Algorithm):
 
     A squared error erases a second time: along the key of a token that is its own chunk a matrix keeps
     ``retain - (1 + slope) lr``, where slope is 1 with the loss's half and 2 without. Layers hold lr to what keeps this
-    eigenvalue in [0, 1], or in [-1, 1] if asked; see :meth:`stable_lr`.
+    eigenvalue in [0, 1], or in [-1, 1] if asked; see :meth:`stable_lr`. Where the target is what the memory itself
+    answers to a value v of unit length, as in Hope, it is ``retain - (1 + slope - gain <k, v>) lr``.
 
     Args:
         scope: of a momentum gate, or ``None``: the paper prints none and lists one in its ablation.
@@ -136,7 +137,7 @@ class DeltaGradientDescent(Algorithm):
 
         Args:
             retain: in [0, 1], any shape.
-            slope: of the bias's gradient.
+            slope: of the bias's gradient in the memory's answers, a target that the memory makes included.
         """
         return (1.0 + retain if self.negative else retain) / (1.0 + slope)
 

@@ -126,7 +126,8 @@ def run(
 
     Returns:
         Answers, the new state, and the surprise or ``None``. In padding slots answers are unspecified but finite.
-        Gradients flow to every input, once: a gradient of these gradients is refused on the dual and delta tiers.
+        Gradients flow to every input, once: for gradients of these gradients, see
+        :func:`~fastweights.core.second_order.second_order`.
 
     Raises:
         UserError: shapes that do not fit the rule, or a tier that would not compute it exactly.

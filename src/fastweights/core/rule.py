@@ -22,7 +22,7 @@ from fastweights.core.algorithm import (
     Steps,
 )
 from fastweights.core.architecture import MLP, Architecture, Matrix
-from fastweights.core.bias import L2, Bias
+from fastweights.core.bias import L2, Affine, Bias
 from fastweights.core.refusals import refuse
 from fastweights.core.retention import Retention, WeightDecay
 from fastweights.core.types import Map, Scope, gate_width
@@ -198,13 +198,19 @@ class Rule:
         other = isinstance(self.algorithm, Attention | ConjugateGradient | NewtonSchulz | DeltaGradientDescent)
         return self.retention.descends and not (other or self.erase_key)
 
-    def stable_lr(self, retain: Tensor | None) -> Tensor | float:
-        """What layers multiply the lr gate with beside ``lr_max``, so that it cannot overshoot; 1 for most rules."""
+    def stable_lr(self, retain: Tensor | None, own_targets: bool = False) -> Tensor | float:
+        """What layers multiply the lr gate with beside ``lr_max``, so that it cannot overshoot; 1 for most rules.
+
+        Args:
+            retain: the gate, ``None`` where the rule has none.
+            own_targets: what a token is to be answered with is the memory's own answer to a value of unit length, so
+                that the weights are in the target, too.
+        """
         if not isinstance(self.algorithm, DeltaGradientDescent):
             return 1.0
-        affine = self.bias.affine()
+        affine = self.bias.affine() or Affine(1.0, 1.0)
         least = 1.0 if retain is None else retain.amin(-1, keepdim=True)
-        return self.algorithm.stable_lr(least, 1.0 if affine is None else affine.slope)
+        return self.algorithm.stable_lr(least, affine.slope + (affine.gain if own_targets else 0.0))
 
     @property
     def grows(self) -> bool:

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-_wanted = False
+_wanted = ContextVar("second order", default=False)
 
 
 @contextmanager
 def second_order(wanted: bool = True) -> Iterator[None]:
     """Inside, what layers and the engine compute can be differentiated twice, at some cost of time and memory."""
-    global _wanted
-    before = _wanted
-    _wanted = wanted
+    token = _wanted.set(wanted)
     try:
         if wanted:
             with sdpa_kernel(SDPBackend.MATH):
@@ -24,14 +23,14 @@ def second_order(wanted: bool = True) -> Iterator[None]:
         else:
             yield
     finally:
-        _wanted = before
+        _wanted.reset(token)
 
 
 def second_order_wanted() -> bool:
     """Whether gradients of gradients are wanted here."""
-    return _wanted
+    return _wanted.get()
 
 
 def by_expressions() -> bool:
     """Whether to compute by tensor expressions where there is also a function with a gradient derived by hand."""
-    return _wanted or torch.compiler.is_compiling()
+    return _wanted.get() or torch.compiler.is_compiling()

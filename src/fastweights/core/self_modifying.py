@@ -18,9 +18,10 @@ from torch import Tensor
 from fastweights.core.checks import wide
 from fastweights.core.dual import run_dual
 from fastweights.core.engine import Result, init_state, mean_gates
-from fastweights.core.gradient import Chunks, Memory, Outcome, Slow, all_finite
+from fastweights.core.gradient import Chunks, Memory, Outcome, Slow, Sources, all_finite
 from fastweights.core.layout import Grid, Layout, from_grid, to_grid
 from fastweights.core.network import plain
+from fastweights.core.one_token import one_token_applies, write_token
 from fastweights.core.opening import Opening, open_chunk
 from fastweights.core.rule import Rule
 from fastweights.core.types import Gates, MemoryState, Surprise
@@ -84,6 +85,11 @@ def require_self_modifying(memories: SelfModifying) -> None:
             "memories that make their own targets need a rule of plain steps on the weights themselves: no link, no "
             "window, no threshold, one key a token, gradient descent (also delta) with or without momentum"
         )
+    if not rule.normalise_qk or rule.fixed:
+        raise UserError(
+            "memories that make their own targets have keys of unit length and gates of their own making: normalise_qk "
+            "must be True, and no gate fixed"
+        )
     if {scope for scope in rule.scopes if scope is not None} != {"head"}:
         raise UserError("memories that make their own gates make one number a head: every gate's scope must be 'head'")
 
@@ -132,12 +138,9 @@ def run_self_modifying(
     for n, (q_n, u_n) in enumerate(zip(to_grid(grid, q.to(dtype)), to_grid(grid, u.to(dtype)), strict=True)):
         run.open(n)
         made = make(q_n, u_n, run.ask(u_n, slice(0, -1)))
-        outcome, written, sound = run.write(n, made, surprise)
-        answers.append(run.last(outcome.y)[0])
-        if outcome.felt is not None:
-            loss, norm, rejected = (run.last(x)[0] for x in outcome.felt)
-            rejected = rejected if sound is None else rejected | ~sound
-            felt.append(Surprise(loss, norm, *mean_gates(written, loss), rejected))
+        y_n, felt_n = run.write(n, made, surprise)
+        answers.append(y_n)
+        felt += felt_n
     y = from_grid(grid, torch.stack(answers))
     whole = Surprise(*[from_grid(grid, torch.stack(x)) for x in zip(*felt, strict=True)]) if felt else None
     dual, momentum, anchor = (tuple(w.unflatten(0, run.groups) for w in part.values()) for part in run.memory)
@@ -168,6 +171,7 @@ class _Run:
         self.slow = Slow({name: w.repeat(batch, 1, 1) for name, w in first.items()} if documents else {}, {})
         moving = torch.tensor(memories.moving, device=u.device).view(1, -1, 1, 1, 1)
         self.moving = None if all(memories.moving) else moving
+        self.printed = one_token_applies(self.rule) and memories.least_chunk == 1
 
     def spread(self, x: Tensor) -> Tensor:
         """``[B, H or 1, ...]`` to every memory's group, ``[G, ...]``."""
@@ -199,26 +203,42 @@ class _Run:
         asked = x.unsqueeze(1).expand(-1, len(range(self.groups[1])[part]), -1, -1, -1)
         return self.rule.architecture.forward(plain(anchors, {}, self.rule.architecture.elementwise), asked)[0]
 
-    def write(self, n: int, made: Made, surprise: bool) -> tuple[Outcome, Gates, Tensor | None]:
-        """Writes and reads chunk n; also the gates in force, and which tokens were sound (``None``: all)."""
+    def write(self, n: int, made: Made, surprise: bool) -> tuple[Tensor, list[Surprise]]:
+        """Writes chunk n: what the memory proper answers ``[B, H, W, d]``, and what it felt if that is asked for."""
         targets = self.ask(made.v, slice(None))
         made, targets, sound = _sound(made, targets)
         slot = None if self.grid.slot is None else self.grid.slot[:, n, None]
         real = slot if sound is None else sound if slot is None else sound & slot
+        real = None if real is None else self.spread(real)
         lr, momentum, retain, *_ = (None if g is None else self.spread(g) for g in made.gates)
         assert lr is not None
-        start = self.grid.start[:, n, None]
         if self.moving is not None:
             lr = torch.where(self.moving, lr.unflatten(0, self.groups), 0.0).flatten(0, 2)
             if retain is not None:
                 retain = torch.where(self.moving, retain.unflatten(0, self.groups), 1.0).flatten(0, 2)
-        given = self.spread(made.q), self.spread(made.k), targets.flatten(0, 2), lr, momentum, retain
-        none = None if self.rule.online else torch.zeros_like(lr[:, 0, 0], dtype=torch.bool)
-        rest = None, None, None if real is None else self.spread(real), none, None, self.spread(start)
-        chunk = Chunks(*[None if x is None else x.unsqueeze(0) for x in (*given, *rest)])  # type: ignore[arg-type]
-        outcome = run_dual(self.rule, chunk, self.memory, self.slow, surprise)
+        gates, sources = Gates(lr, momentum, retain), Sources(self.spread(made.k), targets.flatten(0, 2), None)
+        if self.printed and not surprise and not torch.compiler.is_compiling():
+            after = write_token(self.rule, self.memory, self.slow, sources, gates, real)
+            if after is not None:
+                self.memory = after
+                return self.ask(made.q, slice(-1, None))[:, 0], []
+        outcome = self.run(n, made.q, sources, gates, real, surprise)
         self.memory = outcome.memory
-        return outcome, made.gates, sound
+        y = self.last(outcome.y)[0]
+        if outcome.felt is None:
+            return y, []
+        loss, norm, rejected = (self.last(x)[0] for x in outcome.felt)
+        rejected = rejected if sound is None else rejected | ~sound
+        return y, [Surprise(loss, norm, *mean_gates(made.gates, loss), rejected)]
+
+    def run(self, n: int, q: Tensor, sources: Sources, gates: Gates, real: Tensor | None, surprise: bool) -> Outcome:
+        """Chunk n on the dual tier."""
+        q = self.spread(q)
+        none = None if self.rule.online else torch.zeros(len(q), dtype=torch.bool, device=q.device)
+        given = q, sources.k, sources.v, gates.lr, gates.momentum, gates.retain
+        rest = None, None, real, none, None, self.spread(self.grid.start[:, n, None])
+        chunk = Chunks(*[None if x is None else x.unsqueeze(0) for x in (*given, *rest)])  # type: ignore[arg-type]
+        return run_dual(self.rule, chunk, self.memory, self.slow, surprise)
 
 
 def _sound(made: Made, targets: Tensor) -> tuple[Made, Tensor, Tensor | None]:

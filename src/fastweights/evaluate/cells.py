@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,19 @@ class CellFile:
                     f"choose another --out"
                 )
         self.cells = {tuple(found[name] for name in names): found for found in content["cells"]}
+
+    def is_missing(self, cell: Cell, minutes: float, facts: Mapping[str, Any]) -> bool:
+        """Whether a cell is missing, could not be built, had fewer minutes than it needed, or was about something else.
+
+        Args:
+            cell: what is wanted.
+            minutes: that it may take; what was ``capped`` with fewer ``minutes`` is lacking.
+            facts: values that it must hold, beside its names.
+        """
+        found = self.cells.get(tuple(cell))
+        if found is None or "refused" in found or (found["capped"] and found["minutes"] < minutes):
+            return True
+        return any(found[name] != value for name, value in facts.items())
 
     def add(self, cell: Cell, found: dict[str, Any]) -> None:
         """Write a cell, in place of the same one from before."""

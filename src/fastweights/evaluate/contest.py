@@ -21,8 +21,10 @@ from fastweights.models.budget import parameter_count, with_parameters
 from fastweights.models.config import ModelConfig
 from fastweights.models.controls import CONTROLS, controlled, defined
 from fastweights.models.language_model import LanguageModel
+from fastweights.models.pretrained import load_model
 from fastweights.train.config import (
     CheckpointConfig,
+    EvaluationConfig,
     OptimiserConfig,
     PriceConfig,
     Probe,
@@ -30,7 +32,7 @@ from fastweights.train.config import (
     Stage,
     TrainConfig,
 )
-from fastweights.train.folder import CONFIG, LOG
+from fastweights.train.folder import CONFIG, LOG, MODEL
 from fastweights.train.loop import train
 from fastweights.train.optim import TrainingStopped
 from fastweights.train.records import StepRecord, read_log
@@ -56,6 +58,9 @@ class Contest:
         price: on writing, for models that have a memory.
         skip: which steps are skipped, and when training gives up.
         minutes: of training, at most; a model that is cut off is asked as it is, and marked.
+        enough: training ends early when every question is answered this well, on rows of another seed than those of the
+            result; 0: never.
+        look_every: steps between looks at whether it is enough.
     """
 
     like: ModelConfig
@@ -70,10 +75,19 @@ class Contest:
     price: PriceConfig = PriceConfig()
     skip: SkipConfig = SkipConfig()
     minutes: float = 4.0
+    enough: float = 0.0
+    look_every: int = 100
 
     def __post_init__(self) -> None:
         if not self.questions:
             raise UserError("a contest needs at least one question")
+        if self.enough and self.measure == "bits":
+            raise UserError("a contest in bits has no share of right answers that is enough")
+
+    @property
+    def looks(self) -> EvaluationConfig:
+        """What is asked while training goes on."""
+        return EvaluationConfig(every=self.look_every, probes=self.questions) if self.enough else EvaluationConfig()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +130,7 @@ class Comparison:
             price=contest.price if model.has_memory else PriceConfig(),
             skip=contest.skip,
             checkpoint=CheckpointConfig(every_minutes=1.0, keep=1),
+            evaluation=contest.looks,
             threads=self.threads,
             log_every=25,
         )
@@ -134,6 +149,7 @@ class Comparison:
             "minutes": contest.minutes,
             "asked under": list(self.controls),
         }
+        facts |= {"enough": contest.enough} if contest.enough else {}
         return json.loads(json.dumps(facts))
 
 
@@ -173,37 +189,66 @@ def run_cell(
         UserError: the run in ``folder`` has other settings.
     """
     contest, config = comparison.contests[cell.contest], comparison.training(cell)
+    found: dict[str, Any] = {"parameters": parameter_count(config.model), "hidden": config.model.hidden, "stopped": ""}
+    try:
+        last = _train(contest, config, folder, on_step)
+    except TrainingStopped as error:
+        return found | {"stopped": str(error)}
+    steps, seconds, skipped, metrics = last
+    found |= {"steps": steps, "capped": steps < config.steps and not is_enough(contest, metrics)}
+    found |= {"seconds": seconds, "skipped": skipped}
+    on_note(f"{cell}: asking")
+    began = time.monotonic()
+    asked = ask_all(load_model(folder / MODEL), contest, comparison.controls)
+    return found | asked | {"wall_seconds": round(seconds + time.monotonic() - began, 1)}
+
+
+class _Trained(NamedTuple):
+    """How a training ended: steps, seconds, steps skipped, and what the last look found."""
+
+    steps: int
+    seconds: float
+    skipped: int
+    metrics: Mapping[str, Any]
+
+
+def _train(contest: Contest, config: TrainConfig, folder: Path, on_step: Callable[[StepRecord], None]) -> _Trained:
+    """Train to the end of a contest; a run that has ended there already is left as it is."""
+    ended = (folder / MODEL).is_dir() and (folder / CONFIG).read_text(encoding="utf-8") == config.to_json()
     records: list[StepRecord] = []
+    looked: dict[str, Any] = {}
 
     def tell(record: StepRecord) -> None:
         records[:] = [record]
         on_step(record)
 
-    found: dict[str, Any] = {"parameters": parameter_count(config.model), "hidden": config.model.hidden, "stopped": ""}
-    try:
+    def over(record: StepRecord) -> bool:
+        return record.elapsed > 60 * contest.minutes or is_enough(contest, looked)
+
+    if not ended:
+        resume = (folder / CONFIG).is_file()
         result = train(
             config,
             folder,
-            resume=(folder / CONFIG).is_file(),
+            resume=resume,
             on_step=tell,
-            until=lambda record: record.elapsed > 60 * contest.minutes,
+            on_evaluation=lambda step, metrics: looked.update(metrics),
+            until=over,
         )
-    except TrainingStopped as error:
-        return found | {"stopped": str(error)}
-    if not result.finished:
-        raise KeyboardInterrupt
-    found |= {"steps": result.step, "capped": result.step < config.steps}
-    found |= {"seconds": records[0].elapsed, "skipped": records[0].skips} if records else _last_line(folder)
-    on_note(f"{cell}: asking")
-    began = time.monotonic()
-    asked = ask_all(result.model, contest, comparison.controls)
-    return found | asked | {"wall_seconds": round(found["seconds"] + time.monotonic() - began, 1)}
+        if not result.finished:
+            raise KeyboardInterrupt
+    lines = {line["kind"]: line for line in read_log(folder / LOG)}
+    look = lines["evaluation"]
+    if records:
+        return _Trained(look["step"], records[0].elapsed, records[0].skips, look)
+    return _Trained(look["step"], lines["steps"]["seconds"], lines["steps"]["skipped"], look)
 
 
-def _last_line(folder: Path) -> dict[str, Any]:
-    """What the log of a finished run says of its last step."""
-    line = next(line for line in reversed(read_log(folder / LOG)) if line["kind"] == "steps")
-    return {"seconds": line["seconds"], "skipped": line["skipped"]}
+def is_enough(contest: Contest, metrics: Mapping[str, Any]) -> bool:
+    """Whether training may end early after a look that found ``metrics``, as ``probe/measure``."""
+    name = "exact" if contest.measure == "exact" else "accuracy"
+    found = [metrics.get(f"{question.name}/{name}") for question in contest.questions]
+    return contest.enough > 0 and all(share is not None and share >= contest.enough for share in found)
 
 
 def ask_all(model: LanguageModel, contest: Contest, controls: tuple[str, ...]) -> dict[str, Any]:

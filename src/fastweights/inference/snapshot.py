@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,9 +13,7 @@ from fastweights.inference.feed import Ids
 from fastweights.inference.generation import padded
 from fastweights.inference.header import Health, Source, finite
 from fastweights.inference.surprise import SurpriseLog, surprise_of
-from fastweights.models.language_model import LanguageModel, ModelState, flatten_state, unflatten_state
-
-_FAST_WEIGHTS = re.compile(r"(?:blocks\.)?(\d+)\.(?:(?:.*\.)?dual|offsets)\.\d+")
+from fastweights.models.language_model import LanguageModel, ModelState, fast_weights, flatten_state, unflatten_state
 
 
 @dataclass(frozen=True)
@@ -93,11 +90,10 @@ def _compact(state: ModelState) -> ModelState:
 def norms(state: ModelState) -> dict[str, Tensor]:
     """Frobenius norm of the fast weights of each layer, float64 `[R]`."""
     squares: dict[str, Tensor] = {}
-    for name, tensor in flatten_state(state).items():
-        if found := _FAST_WEIGHTS.fullmatch(name):
-            layer = f"layer {found[1]}"
-            square = tensor.double().flatten(1).square().sum(1).cpu()
-            squares[layer] = squares[layer] + square if layer in squares else square
+    for number, tensor in fast_weights(state):
+        layer = f"layer {number}"
+        square = tensor.double().flatten(1).square().sum(1).cpu()
+        squares[layer] = squares[layer] + square if layer in squares else square
     return {layer: square.sqrt() for layer, square in squares.items()}
 
 

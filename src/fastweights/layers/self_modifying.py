@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastweights.core.architecture import Matrix, Skip
 from fastweights.core.rule import Rule, require_rule
 from fastweights.core.self_modifying import Made, SelfModifying, begin, require_self_modifying, run_self_modifying
 from fastweights.core.types import Gates, MemoryState
@@ -104,6 +105,29 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
             found[m.name] = w.flatten(0, 1)
         return found
 
+    def start_induction(self) -> None:
+        """Starts keys as the queries of the token before, as `MemoryLayer.start_induction` does.
+
+        Key and value are made of the same input, so half of its channels are the query of the token before, the other
+        half the token itself, and the generators begin by taking out the half that is not theirs. They can where they
+        are matrices with a skip; networks begin as they are.
+        """
+        half = (self.head_dim + 1) // 2
+        with torch.no_grad():
+            for layer in (self.qu, self.out_gate, self.out):
+                nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
+            q, u = self.qu.weight.view(2, self.heads, self.head_dim, self.dim)
+            q[:, half:] = 0.0
+            u[:, :half] = q[:, :half]
+            taps = self.convolution.weight.view(-1, 2, self.heads, self.head_dim)[:, 1, :, :half]
+            taps.zero_()
+            taps[min(1, self.convolution.size - 1)] = 1.0
+            if self.rule.architecture == Skip(Matrix()):
+                own = self.initial["matrix"].unflatten(0, (-1, self.heads))
+                first = (torch.arange(self.head_dim) < half).to(own)
+                own[self.names.index("key")] = torch.diag(first - 1.0)
+                own[self.names.index("value")] = -torch.diag(first)
+
     @property
     def rule(self) -> Rule:
         """Of every memory."""
@@ -161,5 +185,5 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
         retain = None if forget is None else 1.0 - forget
         lr = gate("lr", made["lr"])
         assert lr is not None
-        lr = lr * self.rule.lr_max * self.rule.stable_lr(retain) * self.direction
+        lr = lr * self.rule.lr_max * self.rule.stable_lr(retain, own_targets=True) * self.direction
         return Made(unit(q), unit(made["key"]), unit(made["value"]), Gates(lr, gate("momentum", made["lr"]), retain))

@@ -11,11 +11,12 @@ from fastweights.core.algorithm import ConjugateGradient
 from fastweights.core.architecture import MLP, Residual
 from fastweights.core.rule import Rule, rule_from_dict
 from fastweights.errors import UserError
+from fastweights.layers.continuum import Form
+from fastweights.layers.self_modifying import Generator
 
 Wiring = Literal["lmm", "mac", "mag", "mal", "self_modifying", "attention", "window", "lstm", "mamba"]
 Recall = Literal["aligned", "pooled"]
 Start = Literal["plain", "induction"]
-LevelForm = Literal["sequential", "nested", "headwise"]
 LevelOptimiser = Literal["sgd", "momentum", "muon"]
 
 
@@ -81,7 +82,7 @@ class ModelConfig:
     adaptive: str = "key,value,lr,retain"
     expansion: float = 8 / 3
     levels: str = ""
-    level_form: LevelForm = "sequential"
+    level_form: Form = "sequential"
     level_optimiser: LevelOptimiser = "sgd"
     level_order: int = 2
     level_step: float = 1.0
@@ -121,11 +122,14 @@ class ModelConfig:
         _require(self.wiring in get_args(Wiring), f"wiring must be one of {known}, not {self.wiring!r}")
         _require(self.recall in get_args(Recall), f"recall must be aligned or pooled, not {self.recall!r}")
         _require(self.start in get_args(Start), f"start must be plain or induction, not {self.start!r}")
-        for name, kinds in (("level_form", LevelForm), ("level_optimiser", LevelOptimiser)):
+        for name, kinds in (("level_form", Form), ("level_optimiser", LevelOptimiser)):
             given = getattr(self, name)
             _require(given in get_args(kinds), f"{name} must be one of {', '.join(get_args(kinds))}, not {given!r}")
         _require(self.level_order in (1, 2), f"level_order must be 1 or 2, not {self.level_order}")
         self._check_levels()
+        made = {part.strip() for part in self.adaptive.split(",")}
+        known = ", ".join(get_args(Generator))
+        _require(made <= set(get_args(Generator)), f"adaptive names some of {known}, not {self.adaptive!r}")
         if self.wiring == "mac":
             chunk = self.rule.chunk_size
             _require(
@@ -169,6 +173,11 @@ class ModelConfig:
     def has_memory(self) -> bool:
         """Whether the model has a memory that follows ``rule``."""
         return self.wiring in ("lmm", "mac", "mag", "mal", "self_modifying")
+
+    @property
+    def largest_lr(self) -> float:
+        """What a memory layer makes of an lr gate that is wide open, where nothing is forgotten."""
+        return self.rule.lr_max * float(self.rule.stable_lr(None, own_targets=self.wiring == "self_modifying"))
 
     @property
     def grows(self) -> bool:

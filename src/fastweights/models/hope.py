@@ -10,6 +10,7 @@ window is read again where it lies in several calls. So a stream may be split an
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -330,10 +331,12 @@ def stack_levels(model: LanguageModel, levels: str, step: float = 1.0) -> Langua
         step: size that every level's step starts from, as a share of ``level_step``; 1 is nearly all of it.
 
     Raises:
-        UserError: the model has levels already.
+        UserError: the model has levels already, none are given, or they would stand side by side.
     """
     if model.learner is not None:
         raise UserError(f"the model already has levels, of {model.config.levels} tokens")
+    if not levels or model.config.level_form == "headwise":
+        raise UserError("a trained model becomes the first of a chain of levels: name their chunks, such as 16,64")
     width = model.config.hidden / model.config.dim
     stacked = type(model)(replace(model.config, levels=levels, expansion=width))
     given = dict(model.state_dict())
@@ -344,8 +347,16 @@ def stack_levels(model: LanguageModel, levels: str, step: float = 1.0) -> Langua
             given[f"{chain}networks.0.{name}.weight"] = given.pop(f"{prefix}feedforward.{name}.weight")
         for further in list(block.continuum.networks)[1:]:  # type: ignore[union-attr,arg-type]
             nn.init.zeros_(further.down.weight)
-    stacked.load_state_dict(given, strict=False)
+    given = {name: value for name, value in stacked.state_dict().items() if _is_new(name)} | given
+    stacked.load_state_dict(given)
     assert stacked.learner is not None
     shut = -1e4 if step == 0 else gate_bias(min(step, 0.999), model.config.gate_threshold)
     nn.init.constant_(stacked.learner.steps, shut)
-    return stacked.to(model.embedding.weight)
+    stacked.recompute = model.recompute
+    return stacked.to(model.embedding.weight).train(model.training)
+
+
+def _is_new(name: str) -> bool:
+    """Whether a parameter is one that only levels have: step sizes, and all networks but the first."""
+    chain = re.fullmatch(r"blocks\.\d+\.continuum\.(?:norms|networks)\.(\d+)\..*", name)
+    return name == "learner.steps" or (chain is not None and chain[1] != "0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -204,6 +205,15 @@ def flatten_state(state: Any, prefix: str = "") -> dict[str, Tensor]:
     for name, part in zip(names, state, strict=True):
         flat |= flatten_state(part, f"{prefix}.{name}" if prefix else name)
     return flat
+
+
+_FAST_WEIGHTS = re.compile(r"(?:blocks\.)?(\d+)\.(?:(?:.*\.)?dual|offsets)\.\d+")
+
+
+def fast_weights(state: ModelState) -> list[tuple[int, Tensor]]:
+    """All that a state has learned, memories' weights and levels' offsets ``[B, ...]``, with the block's number."""
+    found = ((_FAST_WEIGHTS.fullmatch(name), tensor) for name, tensor in flatten_state(state).items())
+    return [(int(match[1]), tensor) for match, tensor in found if match]
 
 
 def unflatten_state(like: Any, tensors: dict[str, Tensor], prefix: str = "") -> Any:

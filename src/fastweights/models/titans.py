@@ -48,7 +48,7 @@ def build_mixer(config: ModelConfig) -> StreamLayer[Any]:
             heads,
             config.rule,
             config.generator_chunk,
-            config.adaptive.split(","),
+            [part.strip() for part in config.adaptive.split(",")],
             config.memory_head_dim or None,
             config.convolution,
             gates,
@@ -79,7 +79,7 @@ def start_by_copying(blocks: Sequence[Block | ContinuumBlock]) -> None:
                 if isinstance(module, Heads):
                     nn.init.normal_(module.qkv.weight, std=block.dim**-0.5)
                     module.out.weight.copy_(2.0 * module.qkv.weight[-block.dim :].T)
-                elif isinstance(module, MemoryLayer):
+                elif isinstance(module, MemoryLayer | SelfModifyingTitans):
                     module.start_induction()
             if isinstance(block.mixer, MAC):
                 block.mixer.recall.ask_as(block.mixer.memory)
@@ -87,5 +87,5 @@ def start_by_copying(blocks: Sequence[Block | ContinuumBlock]) -> None:
             for module in block.modules():
                 if isinstance(module, SwiGLU):
                     module.down.weight.mul_(0.3)
-                if isinstance(module, MemoryLayer):
+                if isinstance(module, MemoryLayer | SelfModifyingTitans):
                     module.out.weight.mul_(0.3)

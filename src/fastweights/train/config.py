@@ -133,7 +133,7 @@ class SkipConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PriceConfig:
-    """A price on touching the memory: ``price * mean(lr / lr_max + (1 - retain))`` is added to the loss.
+    """A price on touching the memory: ``price * mean(lr / largest_lr + (1 - retain))`` is added to the loss.
 
     The mean runs over memory layers, heads and real tokens, so it lies in [0, 2]. The price is 0 until the fraction
     ``start`` of all steps, rises linearly, and stays at ``value`` from the fraction ``end`` on. It teaches gates that

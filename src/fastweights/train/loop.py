@@ -68,7 +68,8 @@ def train(
         on_note: called with a sentence worth showing (resumed, skipped, stopped).
         evaluate: called beside the configuration's probes with the model and the steps done; what it returns is logged
             with their metrics. It must leave torch's random state alone.
-        until: asked after every step; True ends the training there, as if that step had been the last one.
+        until: asked after every step, and after the evaluation that follows it; True ends the training there, as if
+            that step had been the last one.
 
     Returns:
         A `RunResult`. Ctrl-C and SIGTERM save a checkpoint and return with ``finished=False``.
@@ -89,22 +90,29 @@ def train(
             ended = False
             while run.step < config.steps and not ended and not stop.asked:
                 record = run.advance(feed)
-                ended = until is not None and until(record)
                 if record.skipped:
                     note(f"step {record.step} was skipped because {record.skipped}")
                 if on_step is not None:
                     on_step(record)
                 if run.log_due():
                     log.write(run.take_log_line())
-                if run.evaluation_due() or ended:
-                    metrics = run.evaluate(evaluate)
-                    log.write({"kind": "evaluation", "step": run.step} | metrics)
-                    if on_evaluation is not None:
-                        on_evaluation(run.step, metrics)
+                due = run.evaluation_due()
+                if due:
+                    _evaluate(run, evaluate, log, on_evaluation)
+                ended = until is not None and until(record)
+                if ended and not due:
+                    _evaluate(run, evaluate, log, on_evaluation)
                 if run.checkpoint_due():
                     save_checkpoint(folder / CHECKPOINTS, run.checkpoint(feed), config.checkpoint.keep)
             save_checkpoint(folder / CHECKPOINTS, run.checkpoint(feed), config.checkpoint.keep)
         return _finish(run, folder, note, ended or run.step == config.steps)
+
+
+def _evaluate(run: Run, evaluate: Evaluate | None, log: LogFile, on_evaluation: OnEvaluation | None) -> None:
+    metrics = run.evaluate(evaluate)
+    log.write({"kind": "evaluation", "step": run.step} | metrics)
+    if on_evaluation is not None:
+        on_evaluation(run.step, metrics)
 
 
 def _finish(run: Run, folder: Path, note: OnNote, finished: bool) -> RunResult:

@@ -75,23 +75,23 @@ def hint_loss(model: LanguageModel, projection: Tensor, tapped: Tensor, hints: T
     return -(found.sum(1) / real.sum(1).clamp_min(1.0)).sum() / real.any(1).sum().clamp_min(1)
 
 
-def write_price(surprise: tuple[Surprise, ...], lr_max: float, mask: Tensor | None) -> Tensor:
-    """``mean(lr / lr_max + (1 - retain))`` over memory layers, heads and real tokens: a scalar in [0, 2].
+def write_price(surprise: tuple[Surprise, ...], largest_lr: float, mask: Tensor | None) -> Tensor:
+    """``mean(lr / largest_lr + (1 - retain))`` over memory layers, heads and real tokens: a scalar in [0, 2].
 
     Args:
         surprise: one per memory layer, fields ``[B, H, T]``, still attached to the graph.
-        lr_max: the rule's largest step size, so that an open gate costs 1 whatever its unit.
+        largest_lr: the rule's, so that an open gate costs 1 whatever its unit.
         mask: bool ``[B, T]``, False at padding, or None.
     """
-    layers = [_mean_over_real(s.lr / lr_max + (1.0 - s.retain), mask) for s in surprise]
+    layers = [_mean_over_real(s.lr / largest_lr + (1.0 - s.retain), mask) for s in surprise]
     return torch.stack(layers).mean()
 
 
 class GateUse(NamedTuple):
     """Mean use of the gates, one number in [0, 1] per memory layer.
 
-    ``write`` is lr / lr_max, ``forget`` is 1 - retain, ``shut`` the share of tokens whose write gate is exactly 0, and
-    ``kept`` the share of those whose forget gate is.
+    ``write`` is lr / largest_lr, ``forget`` is 1 - retain, ``shut`` the share of tokens whose write gate is exactly 0,
+    and ``kept`` the share of those whose forget gate is.
     """
 
     write: tuple[float, ...]
@@ -101,10 +101,10 @@ class GateUse(NamedTuple):
 
 
 @torch.no_grad()
-def gate_use(surprise: tuple[Surprise, ...], lr_max: float, mask: Tensor | None) -> GateUse:
+def gate_use(surprise: tuple[Surprise, ...], largest_lr: float, mask: Tensor | None) -> GateUse:
     """Summarise the gates of every memory layer over heads and real tokens."""
     return GateUse(
-        write=tuple(float(_mean_over_real(s.lr / lr_max, mask)) for s in surprise),
+        write=tuple(float(_mean_over_real(s.lr / largest_lr, mask)) for s in surprise),
         forget=tuple(float(_mean_over_real(1.0 - s.retain, mask)) for s in surprise),
         shut=tuple(float(_mean_over_real((s.lr == 0).float(), mask)) for s in surprise),
         kept=tuple(float(_mean_over_real((s.retain == 1).float(), mask)) for s in surprise),

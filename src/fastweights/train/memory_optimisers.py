@@ -102,12 +102,13 @@ class DeltaMomentum(MatrixOptimiser):
 
 
 class DeepMomentum(MatrixOptimiser):
-    """Deep momentum gradient descent (eq. 50): a network remembers gradients, and the step is its answer to this one.
+    """Deep momentum gradient descent (eq. 50): a network remembers gradients, and answers to this one.
 
     One network for each matrix, ``M(u) = u + A tanh(B u)`` on the rows of the gradient brought to unit root mean
     square. It learns ``|M(u) - s|^2 / 2`` with decay, one step for every gradient, where s is a running mean of
-    gradients: what has been seen again and again is passed on, and what is noise against it is taken away. The paper
-    prints ``L2(m; u, 1)`` and leaves the target's meaning open; ``docs/equations.md`` has the alternatives.
+    gradients: what has been seen again and again is passed on, and what is noise against it is taken away. The step
+    goes against ``s + M(u)``. The paper prints ``L2(m; u, 1)`` and leaves the target's meaning open;
+    ``docs/equations.md`` has the alternatives.
 
     Args:
         params: matrices, or groups of them.

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastweights.errors import FastweightsError
 from fastweights.models.language_model import LanguageModel
-from fastweights.train.config import OptimiserConfig, PriceConfig, SkipConfig
+from fastweights.train.config import ConfigError, OptimiserConfig, PriceConfig, SkipConfig
 from fastweights.train.memory_optimisers import M3, DeepMomentum, DeltaMomentum
 
 
@@ -170,6 +170,8 @@ def _optimisers(groups: list[dict[str, Any]], config: OptimiserConfig) -> list[t
         return [adamw(groups)]
     decay = groups[0]["weight_decay"]
     if config.kind == "muon":
+        if not hasattr(torch.optim, "Muon"):
+            raise ConfigError(f"optimiser.kind=muon needs torch 2.9 or newer; this is {torch.__version__}")
         matrices = groups[0]["params"]
         own: torch.optim.Optimizer = torch.optim.Muon(
             matrices, lr=config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastweights.models.language_model import LanguageModel, ModelState, flatten_state
+from fastweights.models.language_model import LanguageModel, ModelState, fast_weights
 from fastweights.train.loss import GateUse, gate_use, token_losses
 from fastweights.train.task import Batch
 
@@ -68,7 +68,7 @@ def read_rows(
         output = model.encode(part.ids, state, surprise=number % look == 0)
         state = output.state
         if output.surprise:
-            uses.append(gate_use(output.surprise, model.config.rule.lr_max, None))
+            uses.append(gate_use(output.surprise, model.config.largest_lr, None))
         asked = part.weights > 0
         if asked.any():
             _, guesses = token_losses(model, output.hidden, part)
@@ -81,7 +81,7 @@ def read_rows(
 
 def memory_norm(state: ModelState) -> Tensor:
     """Frobenius norm of all fast weights of every row, ``[B]``."""
-    squares = [x.flatten(1).square().sum(1) for name, x in flatten_state(state).items() if ".dual." in name]
+    squares = [x.flatten(1).square().sum(1) for _, x in fast_weights(state)]
     return torch.stack(squares).sum(0).sqrt()
 
 

@@ -246,7 +246,7 @@ class Run:
         losses, guesses = token_losses(self.model, output.hidden, batch)
         price = hint_part = losses.new_zeros(())
         if output.surprise:
-            price = write_price(output.surprise, self.config.model.rule.lr_max, batch.mask)
+            price = write_price(output.surprise, self.config.model.largest_lr, batch.mask)
         if batch.hints is not None and output.tapped is not None:
             hint_part = hint.weight * hint_loss(self.model, self._hint, output.tapped, batch.hints)
         return output, weighted_mean(losses, batch), hint_part, price, count_answers(guesses, batch)
@@ -254,7 +254,7 @@ class Run:
     def _gate_use(self, output: Encoded, batch: Batch) -> GateUse | None:
         if not output.surprise or not self.log_due():
             return None
-        return gate_use(output.surprise, self.config.model.rule.lr_max, batch.mask)
+        return gate_use(output.surprise, self.config.model.largest_lr, batch.mask)
 
     def _carry(self, state: ModelState, place: Place, finite: bool) -> None:
         """Keep the detached state for the next segment; a step whose loss was not finite leaves the one before."""
