@@ -82,10 +82,10 @@ PARAMETERS, MINUTES = 160_000, 20.0
 
 LEGEND = """\
 Right translations in percent, whole sentences; bits per byte of books, less is better; of several seeds: smallest /
-median / largest. Bold is what ties with the best of its column: it differs by no more than the spread over seeds, or
-than two standard errors. *First, at once* asks about the first language after it, *first, at last* after the last one.
-*Saved* is what a first reading of A spares its second one, with B in between, beyond what reading B alone spares.
-†: cut off by the clock, or training gave up.
+median / largest. Bold is what ties with the best of its column: it differs by no more than the spread over seeds, and
+with languages by no more than two standard errors. *First, at once* asks about the first language after it, *first, at
+last* after the last one. *Saved* is what a first reading of A spares its second one, with B in between, beyond what
+reading B alone spares. †: cut off by the clock, or training gave up.
 """
 
 
@@ -185,8 +185,14 @@ def read_books(model: LanguageModel) -> dict[str, Any]:
     return readings._asdict() | {"saved": readings.saved, "forgotten": readings.forgotten}
 
 
+def settings() -> dict[str, Any]:
+    """What all cells share, as JSON values."""
+    values = {"languages": beyond_defaults(SPEC), "optimiser": beyond_defaults(OPTIMISER), "courses": TAKEN}
+    return json.loads(json.dumps(values | {"characters": [TITLE, READ]}))
+
+
 def facts(cell: Cell, effort: float) -> Any:
-    """All that decides a cell's model beside its seed, as JSON values."""
+    """The model and the training of a cell beside its seed, as JSON values."""
     config = training(cell, effort)
     stages = [f"{stage.steps} x {stage.batch_size} x {stage.length}" for stage in config.stages]
     return json.loads(json.dumps({"model": beyond_defaults(config.model), "stages": stages}))
@@ -274,7 +280,7 @@ def main() -> int:
     if arguments.cell:
         mixer, levels, course, seed = arguments.cell
         return answer(lambda: measure(Cell(mixer, int(levels), course, int(seed)), arguments))
-    results = CellFile(arguments.out, {}, Cell._fields)
+    results = CellFile(arguments.out, settings(), Cell._fields)
     wanted = [
         Cell(mixer, levels, course, seed)
         for seed in range(arguments.seeds)

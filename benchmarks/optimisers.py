@@ -60,7 +60,8 @@ LEGEND = f"""\
 Bits per byte of novels that were not trained on, less is better; of several seeds: smallest / median / largest. Bold is
 what ties with the best of its column: it differs by no more than the spread over seeds, or than two standard errors.
 *Steps* has those after which the optimiser, at its best rate, has come as far in training as `{BASE}` at its best rate
-in the end, the medians of seeds with the same rows; -- where it never does. †: cut off, or training gave up.
+in the end, the medians of seeds with the same rows; -- where it never does, or no seed is the same. †: cut off, or
+training gave up.
 """
 
 
@@ -95,7 +96,8 @@ def settings(steps: int) -> dict[str, Any]:
     """All that decides a result beside its cell, as JSON values."""
     config = training(Cell(BASE, RATES[0], 0), steps)
     values = {"model": beyond_defaults(config.model), "optimiser": beyond_defaults(OPTIMISER), "window": WINDOW}
-    values |= {"stages": [beyond_defaults(stage) for stage in config.stages]}
+    values |= {"stages": [beyond_defaults(stage) for stage in config.stages], "task": beyond_defaults(config.task)}
+    values |= {"asked": beyond_defaults(books(steps).questions[0])}
     return json.loads(json.dumps(values))
 
 

@@ -4,7 +4,9 @@
 
 The whole model has what the paper's ablation takes away one by one: delta gradient descent, momentum, decay, a
 continuum memory system, and keys, values and queries that memories make. The paper's main form has no momentum and
-static queries: `printed`. In parity chunks are one token long: only there can a memory turn round what it holds.
+static queries: `printed`. Without the delta rule steps are as long as they can be there. In parity chunks are one token
+long, since only there can a memory turn round what it holds, and the levels learn bits that nobody can know: there
+`no_levels` says what that costs.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ MODELS: Mapping[str, Change] = {
 
 
 def by_chunks(contest: Contest, chunk: int, minutes: float) -> Contest:
-    """A contest whose memories have chunks of so many tokens; no model is cut off by the clock."""
+    """A contest whose memories have chunks of so many tokens, on a clock that no model should reach."""
     return replace(contest, like=replace(contest.like, generator_chunk=chunk), minutes=minutes)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from benchmarks import continual
-from benchmarks.continual import COURSES, LEVELS, MIXERS, Cell, facts, measure, outcome, render, training
+from benchmarks.continual import COURSES, LEVELS, MIXERS, Cell, facts, measure, outcome, render, settings, training
 
 from fastweights.data.documents import novels
 from fastweights.evaluate.contests import HELD_BACK
@@ -96,7 +96,9 @@ def test_the_books_are_not_those_of_training() -> None:
 
 def test_the_command_draws_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "cells.json"
-    path.write_text(json.dumps({"settings": {}, "cells": [made("hope", 1, "languages2", marks(95.0, 80.0, 88.0))]}))
+    path.write_text(
+        json.dumps({"settings": settings(), "cells": [made("hope", 1, "languages2", marks(95.0, 80.0, 88.0))]})
+    )
     words = ["continual.py", "--seeds", "0", "--out", str(path), "--render", str(tmp_path / "table.md")]
     monkeypatch.setattr("sys.argv", words)
     assert continual.main() == 0

@@ -133,7 +133,7 @@ class DeltaGradientDescent(Algorithm):
     erases = True
 
     def stable_lr(self, retain: Tensor | float, slope: float) -> Tensor | float:
-        """The largest lr at which a unit key is not overwritten, without momentum: what layers multiply lr with.
+        """The largest lr at which a matrix does not overshoot along one unit key, without momentum.
 
         Args:
             retain: in [0, 1], any shape.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastweights.core.gradient import Memory, Slow, Sources, chunk_gradients
+from fastweights.core.gradient import Gradients, Memory, Slow, Sources, chunk_gradients
 from fastweights.core.network import Weights, apply, outer
 from fastweights.core.rule import Rule
 from fastweights.core.types import Gates
@@ -31,26 +31,40 @@ def write_token(
         real: bool ``[G, 1]``, False where there is no token and nothing changes; ``None``: there is one everywhere.
 
     Returns:
-        ``None`` where an inner gradient is not finite, and nothing is written. Cost: each map is read twice, three
-        times where the step erases, and made anew once.
+        ``None`` where an inner gradient is not finite, and nothing is written. Cost: each map is read at most twice,
+        three times where the step erases, and made anew once. Where no gradients are recorded and every lr is 0,
+        nothing is read.
     """
-    gradients = chunk_gradients(rule, memory.dual, slow, sources, careful=False)
-    if gradients.bound is None or not bool(torch.isfinite(gradients.bound)):
-        return None
     assert gates.lr is not None
+    steps: Weights = {}
+    if torch.is_grad_enabled() or bool(gates.lr.any()):
+        gradients = chunk_gradients(rule, memory.dual, slow, sources, careful=False)
+        if gradients.bound is None or not bool(torch.isfinite(gradients.bound)):
+            return None
+        steps = _steps(rule, memory.dual, gradients, gates.lr)
     dual: Weights = {}
     momentum: Weights = {}
+    for name, w in memory.dual.items():
+        kept, step = w if gates.retain is None else gates.retain * w, steps.get(name)
+        if gates.momentum is not None:
+            before = memory.momentum[name]
+            faded = gates.momentum * before
+            step = momentum[name] = _where(real, faded if step is None else faded + step, before)
+        dual[name] = _where(real, kept if step is None else kept + step, w)
+    return Memory(dual, momentum, dual)
+
+
+def _steps(rule: Rule, dual: Weights, gradients: Gradients, lr: Tensor) -> Weights:
+    """What the token adds to every map, ``[G, outputs, inputs]``."""
+    steps: Weights = {}
     scaled = rule.architecture.elementwise
     for name, delta in gradients.deltas.items():
-        w, x = memory.dual[name], gradients.inputs[name]
+        x = gradients.inputs[name]
         if rule.algorithm.erases:
-            delta = delta + apply(w, x, name in scaled) / torch.linalg.vecdot(x, x).clamp_min(1.0).unsqueeze(-1)
-        step = outer(-gates.lr * delta, x, name in scaled).squeeze(1)
-        if gates.momentum is not None:
-            step = momentum[name] = _where(real, gates.momentum * memory.momentum[name] + step, memory.momentum[name])
-        kept = w if gates.retain is None else gates.retain * w
-        dual[name] = _where(real, kept + step, w)
-    return Memory(dual, momentum, dual)
+            held = apply(dual[name], x, name in scaled)
+            delta = delta + held / torch.linalg.vecdot(x, x).clamp_min(1.0).unsqueeze(-1)
+        steps[name] = outer(-lr * delta, x, name in scaled).squeeze(1)
+    return steps
 
 
 def _where(real: Tensor | None, new: Tensor, old: Tensor) -> Tensor:

@@ -199,18 +199,24 @@ class Rule:
         return self.retention.descends and not (other or self.erase_key)
 
     def stable_lr(self, retain: Tensor | None, own_targets: bool = False) -> Tensor | float:
-        """What layers multiply the lr gate with beside ``lr_max``, so that it cannot overshoot; 1 for most rules.
+        """What layers multiply the lr gate with beside ``lr_max``, so that no step overshoots; 1 for most rules.
+
+        A token of unit length that comes again and again then leaves a matrix bounded, without momentum.
 
         Args:
             retain: the gate, ``None`` where the rule has none.
             own_targets: what a token is to be answered with is the memory's own answer to a value of unit length, so
-                that the weights are in the target, too.
+                that the weights are in the target, too. Different tokens in turn may then still make them grow, see
+                note (37) of ``docs/equations.md``.
         """
-        if not isinstance(self.algorithm, DeltaGradientDescent):
+        if not self.algorithm.erases and not own_targets:
             return 1.0
         affine = self.bias.affine() or Affine(1.0, 1.0)
         least = 1.0 if retain is None else retain.amin(-1, keepdim=True)
-        return self.algorithm.stable_lr(least, affine.slope + (affine.gain if own_targets else 0.0))
+        slope = affine.slope + (affine.gain if own_targets else 0.0)
+        if isinstance(self.algorithm, DeltaGradientDescent):
+            return self.algorithm.stable_lr(least, slope)
+        return (1.0 + least) / slope
 
     @property
     def grows(self) -> bool:

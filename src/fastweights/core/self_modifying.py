@@ -90,6 +90,12 @@ def require_self_modifying(memories: SelfModifying) -> None:
             "memories that make their own targets have keys of unit length and gates of their own making: normalise_qk "
             "must be True, and no gate fixed"
         )
+    affine = rule.bias.affine()
+    if not rule.algorithm.erases and affine is not None and affine.gain > affine.slope:
+        raise UserError(
+            "a memory that makes its own targets grows without bound where nothing is erased: use a squared error, or "
+            "delta gradient descent"
+        )
     if {scope for scope in rule.scopes if scope is not None} != {"head"}:
         raise UserError("memories that make their own gates make one number a head: every gate's scope must be 'head'")
 
@@ -171,7 +177,7 @@ class _Run:
         self.slow = Slow({name: w.repeat(batch, 1, 1) for name, w in first.items()} if documents else {}, {})
         moving = torch.tensor(memories.moving, device=u.device).view(1, -1, 1, 1, 1)
         self.moving = None if all(memories.moving) else moving
-        self.printed = one_token_applies(self.rule) and memories.least_chunk == 1
+        self.one_token = one_token_applies(self.rule)
 
     def spread(self, x: Tensor) -> Tensor:
         """``[B, H or 1, ...]`` to every memory's group, ``[G, ...]``."""
@@ -217,12 +223,12 @@ class _Run:
             if retain is not None:
                 retain = torch.where(self.moving, retain.unflatten(0, self.groups), 1.0).flatten(0, 2)
         gates, sources = Gates(lr, momentum, retain), Sources(self.spread(made.k), targets.flatten(0, 2), None)
-        if self.printed and not surprise and not torch.compiler.is_compiling():
+        if self.one_token and not surprise and not torch.compiler.is_compiling():
             after = write_token(self.rule, self.memory, self.slow, sources, gates, real)
             if after is not None:
                 self.memory = after
                 return self.ask(made.q, slice(-1, None))[:, 0], []
-        outcome = self.run(n, made.q, sources, gates, real, surprise)
+        outcome = self.write_chunk(n, made.q, sources, gates, real, surprise)
         self.memory = outcome.memory
         y = self.last(outcome.y)[0]
         if outcome.felt is None:
@@ -231,7 +237,9 @@ class _Run:
         rejected = rejected if sound is None else rejected | ~sound
         return y, [Surprise(loss, norm, *mean_gates(made.gates, loss), rejected)]
 
-    def run(self, n: int, q: Tensor, sources: Sources, gates: Gates, real: Tensor | None, surprise: bool) -> Outcome:
+    def write_chunk(
+        self, n: int, q: Tensor, sources: Sources, gates: Gates, real: Tensor | None, surprise: bool
+    ) -> Outcome:
         """Chunk n on the dual tier."""
         q = self.spread(q)
         none = None if self.rule.online else torch.zeros(len(q), dtype=torch.bool, device=q.device)

@@ -74,7 +74,7 @@ class CellFile:
         found = self.cells.get(tuple(cell))
         if found is None or "refused" in found or (found["capped"] and found["minutes"] < minutes):
             return True
-        return any(found[name] != value for name, value in facts.items())
+        return any(found.get(name) != value for name, value in facts.items())
 
     def add(self, cell: Cell, found: dict[str, Any]) -> None:
         """Write a cell, in place of the same one from before."""

@@ -32,7 +32,7 @@ class GateStart:
 
     Attributes:
         threshold: the gates' threshold; below it a gate is exactly 0.
-        lr: share of ``lr_max``; an lr that starts small learns slowly.
+        lr: share of the largest lr; an lr that starts small learns slowly.
         momentum: of the momentum gate.
         forget: bias of the forget gate (before the sigmoid); -4 starts shut: a memory should first of all keep. Rules
             that write what they forget (``tied``) start at 0 instead.
