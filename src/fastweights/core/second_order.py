@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-_wanted = ContextVar("second order", default=False)
+# Not a ContextVar, which torch.compile cannot read.
+_wanted = False
 
 
 @contextmanager
 def second_order(wanted: bool = True) -> Iterator[None]:
     """Inside, what layers and the engine compute can be differentiated twice, at some cost of time and memory."""
-    token = _wanted.set(wanted)
+    global _wanted
+    before = _wanted
+    _wanted = wanted
     try:
         if wanted:
             with sdpa_kernel(SDPBackend.MATH):
@@ -23,14 +25,14 @@ def second_order(wanted: bool = True) -> Iterator[None]:
         else:
             yield
     finally:
-        _wanted.reset(token)
+        _wanted = before
 
 
 def second_order_wanted() -> bool:
     """Whether gradients of gradients are wanted here."""
-    return _wanted.get()
+    return _wanted
 
 
 def by_expressions() -> bool:
     """Whether to compute by tensor expressions where there is also a function with a gradient derived by hand."""
-    return _wanted.get() or torch.compiler.is_compiling()
+    return _wanted or torch.compiler.is_compiling()
