@@ -35,6 +35,7 @@ from fastweights.evaluate.cells import (
     command,
     measure_all,
     now_and_then,
+    show,
 )
 from fastweights.evaluate.compare import Bits, Measured, Shares, comparison
 from fastweights.evaluate.contests import HELD_BACK, books
@@ -42,7 +43,6 @@ from fastweights.evaluate.continual import learn_courses, marks_to_dict, read_tw
 from fastweights.models.baselines import hope
 from fastweights.models.budget import with_parameters
 from fastweights.models.config import ModelConfig
-from fastweights.models.durable import write_file
 from fastweights.models.language_model import LanguageModel
 from fastweights.tasks.languages import LanguagesSpec, make_course
 from fastweights.train.config import OptimiserConfig, Stage, TrainConfig
@@ -295,8 +295,7 @@ def main() -> int:
         if results.is_missing(cell, arguments.minutes, {"training": facts(cell, arguments.effort)})
     ]
     crashed = measure_all(results, missing, [__file__, *given], outcome, arguments)
-    if arguments.render:
-        write_file(arguments.render, render(list(results.cells.values())).encode())
+    show(results, arguments, render)
     return crashed
 
 

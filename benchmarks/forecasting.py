@@ -38,11 +38,12 @@ from fastweights.evaluate.cells import (
     measure_all,
     now_and_then,
     rule_of,
+    show,
 )
 from fastweights.evaluate.compare import Measured, comparison
 from fastweights.models.budget import with_parameters
 from fastweights.models.config import ModelConfig
-from fastweights.models.durable import sha256, write_file
+from fastweights.models.durable import sha256
 from fastweights.models.forecaster import ForecasterConfig
 from fastweights.tasks.forecasting import CONTROLS, HORIZONS, WindowSpec, control, count_windows, measure
 from fastweights.train.forecasting import ForecastStep, ForecastTraining, evaluate_forecaster, train_forecaster
@@ -250,8 +251,7 @@ def main() -> int:
         if results.is_missing(cell, arguments.minutes, {"rule": learner(cell.contender), "sha256": held})
     ]
     crashed = measure_all(results, missing, [__file__, *given], outcome, arguments)
-    if arguments.render:
-        write_file(arguments.render, render(list(results.cells.values())).encode())
+    show(results, arguments, render)
     return crashed
 
 

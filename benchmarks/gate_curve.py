@@ -38,11 +38,11 @@ from fastweights.evaluate.cells import (
     command,
     measure_all,
     now_and_then,
+    show,
 )
 from fastweights.evaluate.compare import markdown
-from fastweights.evaluate.picture import can_draw, draw_curves
+from fastweights.evaluate.picture import draw_curves
 from fastweights.models.budget import parameter_count, with_parameters
-from fastweights.models.durable import write_file
 from fastweights.models.pretrained import load_model
 from fastweights.train.config import (
     CheckpointConfig,
@@ -389,10 +389,7 @@ def main() -> int:
         for tokens in sorted(arguments.lengths)
     ]
     crashed = measure_missing(wanted, arguments, results)
-    if arguments.render:
-        write_file(arguments.render, render(list(results.cells.values())).encode())
-        if can_draw():
-            draw(list(results.cells.values()), arguments.render.with_suffix(".png"))
+    show(results, arguments, render, draw)
     return crashed
 
 

@@ -45,11 +45,11 @@ from fastweights.evaluate.cells import (
     command,
     measure_all,
     now_and_then,
+    show,
 )
 from fastweights.evaluate.compare import markdown
-from fastweights.evaluate.picture import can_draw, draw_curves
+from fastweights.evaluate.picture import draw_curves
 from fastweights.models.config import ModelConfig
-from fastweights.models.durable import write_file
 from fastweights.train.learning import (
     KNOWN,
     LENGTHS,
@@ -338,10 +338,7 @@ def main() -> int:
     given = [f"--{name}={getattr(arguments, name)}" for name in ("steps", "minutes")]
     missing = [cell for cell in wanted(arguments) if results.lacks(cell, arguments.steps, arguments.minutes)]
     crashed = measure_all(results, missing, [__file__, *given], outcome, arguments)
-    if arguments.render:
-        write_file(arguments.render, render(list(results.cells.values())).encode())
-        if can_draw():
-            draw(list(results.cells.values()), arguments.render.with_suffix(".png"))
+    show(results, arguments, render, draw)
     return crashed
 
 

@@ -34,13 +34,13 @@ from fastweights.evaluate.cells import (
     command,
     measure_all,
     now_and_then,
+    show,
 )
 from fastweights.evaluate.compare import Bits, Measured, comparison
 from fastweights.evaluate.contests import books
-from fastweights.evaluate.picture import can_draw, draw_curves
+from fastweights.evaluate.picture import draw_curves
 from fastweights.evaluate.questions import ask
 from fastweights.models.baselines import contender
-from fastweights.models.durable import write_file
 from fastweights.train.config import OptimiserConfig, OptimiserKind, TrainConfig
 from fastweights.train.loop import torch_settings
 from fastweights.train.records import StepRecord
@@ -227,10 +227,7 @@ def main() -> int:
     given = [f"--{name}={getattr(arguments, name)}" for name in ("steps", "minutes")]
     missing = [cell for cell in wanted if results.is_missing(cell, arguments.minutes, {})]
     crashed = measure_all(results, missing, [__file__, *given], outcome, arguments)
-    if arguments.render and results.cells:
-        write_file(arguments.render, render(list(results.cells.values())).encode())
-        if can_draw():
-            draw(list(results.cells.values()), arguments.render.with_suffix(".png"))
+    show(results, arguments, render, draw)
     return crashed
 
 

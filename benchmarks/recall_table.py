@@ -35,6 +35,7 @@ from fastweights.evaluate.cells import (
     measure_all,
     now_and_then,
     rule_of,
+    show,
 )
 from fastweights.evaluate.compare import Measured, Shares, comparison
 from fastweights.models.durable import write_file
@@ -209,8 +210,7 @@ def main() -> int:
     given = [f"--{name}={getattr(arguments, name)}" for name in ("steps", "minutes")]
     missing = [cell for cell in wanted if results.is_missing(cell, arguments.minutes, {"rule": rule_of(cell.preset)})]
     crashed = measure_all(results, missing, [__file__, *given], outcome, arguments)
-    if arguments.render:
-        write_file(arguments.render, render(list(results.cells.values())).encode())
+    show(results, arguments, render)
     if arguments.page:
         into_page(arguments.page, overview(list(results.cells.values())))
     return crashed

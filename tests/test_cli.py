@@ -320,7 +320,7 @@ def test_check_tells_whether_all_is_well(run: Run, monkeypatch: pytest.MonkeyPat
     good = Finding("4 causal", 4, 7, True, "bit-identical", 0.0)
     bad = Finding("5 padding irrelevant", 4, 7, False, "left error 1", 9.0)
     reports = [("titans", Report("titans", (good,)))]
-    monkeypatch.setattr(check, "check_everything", lambda names, quick: iter(reports))
+    monkeypatch.setattr(check, "check_everything", lambda names, quick, jobs: iter(reports))
     assert run("check").status == 0
     reports.append(("broken", Report("broken", (good, bad))))
     done = run("check", "--quick")

@@ -75,6 +75,23 @@ def test_what_is_done_is_not_done_again_and_other_settings_are_refused(
         run(replace(grid(), contests={"recall": recall(4)}), folder)
 
 
+def test_a_training_that_was_cut_off_goes_on_when_it_may_take_longer(tmp_path: Path) -> None:
+    def allowed(minutes: float, threads: int = 2) -> Comparison:
+        contest = replace(recall(), minutes=minutes)
+        return replace(grid(names=("lstm",)), contests={"recall": contest}, threads=threads)
+
+    (cut,) = run(allowed(1e-9), tmp_path)
+    assert (cut["steps"], cut["capped"]) == (1, True)
+    with pytest.raises(UserError, match="minutes differs"):
+        run(allowed(1e-10), tmp_path)
+    steps: list[GridStep] = []
+    (whole,) = run(allowed(5.0), tmp_path, on_step=steps.append)
+    assert (whole["steps"], whole["capped"], whole["minutes"]) == (3, False, 5.0)
+    assert [step.record.step for step in steps] == [2, 3]
+    assert whole["scores"] == run(allowed(4.0, threads=1), tmp_path)[0]["scores"]
+    assert json.loads(file_of(Cell("recall", "lstm", 0), tmp_path / "out").read_bytes())["minutes"] == 5.0
+
+
 @pytest.mark.parametrize("at", [1, 3])
 def test_a_comparison_that_was_interrupted_goes_on(
     at: int, found: tuple[Path, list[dict[str, Any]]], tmp_path: Path

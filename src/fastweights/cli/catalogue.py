@@ -94,7 +94,12 @@ def explain(rule: Annotated[str, arg(metavar="RULE")], /, *, json: bool = False)
 
 
 def check(
-    names: Annotated[tuple[str, ...], arg(metavar="NAME...")] = (), /, *, quick: bool = False, json: bool = False
+    names: Annotated[tuple[str, ...], arg(metavar="NAME...")] = (),
+    /,
+    *,
+    quick: bool = False,
+    jobs: int = 1,
+    json: bool = False,
 ) -> int:
     """Prove that rules, blocks and models have every property they should; exit status 1 if one fails.
 
@@ -104,12 +109,13 @@ def check(
     Args:
         names: which ones; all by default
         quick: fewer chunk sizes and lengths
+        jobs: checks at a time, each in a process of its own
         json: print every finding as JSON
     """
     from fastweights.evaluate.check import check_everything
 
     reports = []
-    for name, report in check_everything(names, quick=quick):
+    for name, report in check_everything(names, quick=quick, jobs=jobs):
         reports.append((name, report))
         if not json:
             say(report.table())

@@ -42,8 +42,8 @@ def note(text: str) -> None:
 
 
 def say(text: str = "") -> None:
-    """Write a line of data. Control characters of texts that were read must not reach a terminal."""
-    print(text.translate(_CONTROL) if sys.stdout.isatty() else text)
+    """Write a line of data, at once. Control characters of texts that were read must not reach a terminal."""
+    print(text.translate(_CONTROL) if sys.stdout.isatty() else text, flush=True)
 
 
 def emit(value: Any) -> None:

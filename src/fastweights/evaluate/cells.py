@@ -27,6 +27,7 @@ from fastweights import __version__
 from fastweights.core.presets import PRESETS
 from fastweights.core.rule import beyond_defaults
 from fastweights.errors import UserError
+from fastweights.evaluate.picture import can_draw
 from fastweights.models.durable import write_file
 from fastweights.models.stopping import stop_requests
 
@@ -209,6 +210,21 @@ def measure_all(
                 process.kill()
                 process.wait()
     return crashed
+
+
+def show(
+    results: CellFile,
+    arguments: argparse.Namespace,
+    render: Callable[[list[dict[str, Any]]], str],
+    draw: Callable[[list[dict[str, Any]], Path], None] | None = None,
+) -> None:
+    """Write the table of all cells where ``--render`` says, and beside it, as ``.png``, their picture."""
+    cells = list(results.cells.values())
+    if not arguments.render or not cells:
+        return
+    write_file(arguments.render, render(cells).encode())
+    if draw is not None and can_draw():
+        draw(cells, arguments.render.with_suffix(".png"))
 
 
 def tell(line: str) -> None:

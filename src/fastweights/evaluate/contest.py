@@ -214,7 +214,6 @@ class _Trained(NamedTuple):
 
 def _train(contest: Contest, config: TrainConfig, folder: Path, on_step: Callable[[StepRecord], None]) -> _Trained:
     """Train to the end of a contest; a run that has ended there already is left as it is."""
-    ended = (folder / MODEL).is_dir() and (folder / CONFIG).read_text(encoding="utf-8") == config.to_json()
     records: list[StepRecord] = []
     looked: dict[str, Any] = {}
 
@@ -225,7 +224,7 @@ def _train(contest: Contest, config: TrainConfig, folder: Path, on_step: Callabl
     def over(record: StepRecord) -> bool:
         return record.elapsed > 60 * contest.minutes or is_enough(contest, looked)
 
-    if not ended:
+    if not _has_ended(contest, config, folder):
         resume = (folder / CONFIG).is_file()
         result = train(
             config,
@@ -242,6 +241,15 @@ def _train(contest: Contest, config: TrainConfig, folder: Path, on_step: Callabl
     if records:
         return _Trained(look["step"], records[0].elapsed, records[0].skips, look)
     return _Trained(look["step"], lines["steps"]["seconds"], lines["steps"]["skipped"], look)
+
+
+def _has_ended(contest: Contest, config: TrainConfig, folder: Path) -> bool:
+    """Whether a run has come to its last step, to the end of its minutes, or to what is enough."""
+    if not (folder / MODEL).is_dir() or (folder / CONFIG).read_text(encoding="utf-8") != config.to_json():
+        return False
+    last = {line["kind"]: line for line in read_log(folder / LOG)}
+    look, seconds = last["evaluation"], last.get("steps", {"seconds": 0.0})["seconds"]
+    return look["step"] == config.steps or seconds > 60 * contest.minutes or is_enough(contest, look)
 
 
 def is_enough(contest: Contest, metrics: Mapping[str, Any]) -> bool:

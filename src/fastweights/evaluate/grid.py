@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -109,7 +110,7 @@ def run_grid(
 
 
 def finished(comparison: Comparison, out: Path) -> Iterator[tuple[Cell, dict[str, Any]]]:
-    """The cells of a grid that are done, and what their files hold.
+    """The cells of a grid that are done, and what their files hold; a training cut off too early for now is not done.
 
     Raises:
         UserError: a file was written with other settings, or is none of these files.
@@ -122,20 +123,31 @@ def finished(comparison: Comparison, out: Path) -> Iterator[tuple[Cell, dict[str
             content = json.loads(path.read_bytes())
         except ValueError as error:
             raise UserError(f"'{path}' is not a result of a comparison: choose another folder") from error
-        for name, now in comparison.facts(cell).items():
-            if _as_now(name, content.get(name)) != now:
+        if not isinstance(content, dict) or content.get("kind") != KIND:
+            raise UserError(f"'{path}' is not a result of a comparison: choose another folder")
+        facts = comparison.facts(cell)
+        if content.get("capped") and content["minutes"] < facts["minutes"]:
+            continue
+        for name, now in facts.items():
+            if _what_counts(name, content.get(name), content) != _what_counts(name, now, content):
                 raise UserError(
                     f"'{path}' was found with other settings ({name} differs): choose another folder, or remove it"
                 )
         yield cell, content
 
 
-def _as_now(name: str, value: Any) -> Any:
-    """What a file says; of a training through its classes, so that settings it knew nothing of have their defaults."""
+def _what_counts(name: str, value: Any, content: Mapping[str, Any]) -> Any:
+    """What of a setting decides the result in a file.
+
+    A training is read through its classes, so that settings which the file knew nothing of have their defaults; how
+    many threads it had is a fact of the machine. Minutes decided nothing when they were enough.
+    """
+    if name == "minutes" and not content.get("capped"):
+        return None
     if name != "training":
         return value
     try:
-        return json.loads(TrainConfig.from_json(json.dumps(value)).to_json())
+        return replace(TrainConfig.from_json(json.dumps(value)), threads=0)
     except UserError:
         return value
 
