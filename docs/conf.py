@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from sphinx.application import Sphinx
+
 import fastweights
 
 project = "fastweights"
@@ -45,3 +53,27 @@ apidoc_modules = [
         "automodule_options": {"members", "show-inheritance"},
     }
 ]
+
+
+def write_commands(app: Sphinx) -> None:
+    """A page of what every command says to ``--help``, made at each build."""
+    program = Path(sys.executable).with_name("fastweights")
+    environment = os.environ | {"COLUMNS": "100", "NO_COLOR": "1", "TERM": "dumb"}
+
+    def help_of(*words: str) -> str:
+        said = subprocess.run([program, *words, "--help"], capture_output=True, text=True, check=True, env=environment)
+        return f"```text\n{said.stdout.strip()}\n```\n"
+
+    first = help_of()
+    parts = ["# Commands\n", first]
+    for name in re.findall(r"• (\w+)", first):
+        parts += [f"## `fastweights {name}`\n", help_of(name)]
+    parts += ["### `fastweights evaluate niah_single_1`, and every other task\n", help_of("evaluate", "niah_single_1")]
+    page = app.srcdir / "api" / "commands.md"
+    page.parent.mkdir(exist_ok=True)
+    page.write_text("\n".join(parts), encoding="utf-8")
+
+
+def setup(app: Sphinx) -> None:
+    """Before Sphinx looks for pages."""
+    app.connect("builder-inited", write_commands)

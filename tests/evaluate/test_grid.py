@@ -198,6 +198,11 @@ def test_a_report_of_tasks_and_of_nothing(tmp_path: Path) -> None:
     page = made.page.read_text(encoding="utf-8")
     assert "| `mine` | 50.0 (9.5 to 90.5, n 2) | 50.0 (9.5 to 90.5, n 2) |" in page
     assert (tmp_path / "report" / "niah-depth-mine.png").is_file()
+    (tmp_path / "results" / "again").mkdir()
+    (tmp_path / "results" / "again" / "niah.json").write_text(json.dumps(content))
+    page = make_report(tmp_path / "results", tmp_path / "report").page.read_text(encoding="utf-8")
+    assert "| `mine (niah)` |" in page
+    assert "| `mine (again-niah)` |" in page
     columns, rows, shares = depth_table(samples)
     assert (columns, rows[0], rows[-1]) == (["1,024", "2,048"], "0 to 10", "90 to 100")
     assert (shares[0], shares[5], shares[9]) == ([1.0, None], [0.0, None], [None, 0.5])
@@ -218,6 +223,13 @@ def test_a_report_of_what_was_read(tmp_path: Path) -> None:
     assert "| `felt, layer 0` |" in page
     pictures = {"perplexity.png", "surprise.png", "surprise-along-felt.png"}
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.md", *pictures}
+
+    (tmp_path / "results" / "before").mkdir()
+    old = {name: value for name, value in content.items() if name != "along"}
+    (tmp_path / "results" / "before" / "felt.json").write_text(json.dumps(old))
+    page = make_report(tmp_path / "results", tmp_path / "again").page.read_text(encoding="utf-8")
+    assert "| `before-felt, layer 0` |" in page
+    assert {path.name for path in (tmp_path / "again").iterdir()} == {"report.md", *pictures}
 
 
 def test_recipes_of_comparisons(tmp_path: Path) -> None:

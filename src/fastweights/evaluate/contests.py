@@ -18,6 +18,9 @@ from fastweights.train.text import TextTask
 HELD_BACK = 2
 """Shipped novels that no contest trains on: the last ones by year."""
 
+SUDDEN = SkipConfig(factor=1000.0)
+"""What a state tracker learns it learns suddenly, with gradients a hundred times those of the plateau before."""
+
 
 def mqar(steps: int = 1000) -> Contest:
     """Multi-query associative recall (arXiv 2312.04927): 4 to 32 pairs in rows of 64 to 256 tokens.
@@ -60,6 +63,7 @@ def parity(steps: int = 400) -> Contest:
         ),
         learned=0.9,
         guess=0.5,
+        skip=SUDDEN,
     )
 
 
@@ -82,8 +86,7 @@ def language(name: Language, steps: int = 400) -> Contest:
         measure="exact",
         learned=0.99,
         guess=0.0,
-        # What a state tracker learns it learns suddenly, with gradients a hundred times those of the plateau before.
-        skip=SkipConfig(factor=1000.0),
+        skip=SUDDEN,
         minutes=20.0,
         enough=1.0,
         look_every=50,

@@ -56,14 +56,13 @@ def make_report(results: Path, out: Path) -> ReportMade:
     reading: dict[str, list[tuple[str, dict[str, Any]]]] = {"perplexity": [], "surprise": []}
     others = []
     for path in sorted(results.rglob("*.json")):
-        content = _content(path)
+        content, name = _content(path), "-".join(path.relative_to(results).with_suffix("").parts)
         if content.get("kind") == KIND:
             comparisons.setdefault(path.parent.parent.name, []).append(content)
         elif {"task", "lengths", "results", "model"} <= content.keys():
-            tasks.setdefault(content["task"], []).append((path.stem, content))
+            tasks.setdefault(content["task"], []).append((name, content))
         elif content.get("kind") in reading and (content["kind"] == "surprise" or content["done"]):
-            below = path.relative_to(results).with_suffix("")
-            reading[content["kind"]].append(("-".join(below.parts), content))
+            reading[content["kind"]].append((name, content))
         else:
             others.append(path)
     if not comparisons and not tasks and not any(reading.values()):
@@ -96,9 +95,9 @@ def _task_report(task: str, found: Sequence[tuple[str, dict[str, Any]]], folder:
     for name in dict.fromkeys(score for _, content in found for one in content["lengths"] for score in one["scores"]):
         lengths = sorted({one["tokens"] for _, content in found for one in content["lengths"]})
         rows = {}
-        for stem, content in found:
+        for own, content in found:
             at = {one["tokens"]: one for one in content["lengths"] if name in one["scores"]}
-            label = _label(stem, content, found)
+            label = _label(own, content, found)
             rows[label] = [_entry(at[tokens], name) if tokens in at else "" for tokens in lengths]
             panels.setdefault(name, {})[label] = [
                 (tokens, at[tokens]["scores"][name]["mean"] / 100) for tokens in lengths if tokens in at
@@ -107,20 +106,20 @@ def _task_report(task: str, found: Sequence[tuple[str, dict[str, Any]]], folder:
     if can_draw():
         draw_curves(panels, folder / f"{task}.png", "tokens", "score", logarithmic=True)
         lines.append(f"![{task}]({task}.png)\n")
-        for stem, content in found:
+        for own, content in found:
             if any(result["depths"] for result in content["results"]):
-                label = _label(stem, content, found)
+                label = _label(own, content, found)
                 path = folder / f"{task}-depth-{label.replace('/', '-')}.png"
                 draw_heat_map(*depth_table(content["results"]), path, f"{task}, {label}", "tokens", "depth, %")
                 lines.append(f"![where {label} found it]({path.name})\n")
     return "\n".join(lines)
 
 
-def _label(stem: str, content: dict[str, Any], found: Sequence[tuple[str, dict[str, Any]]]) -> str:
-    """The model's name, and the file's where two files are of one model."""
+def _label(own: str, content: dict[str, Any], found: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """The model's name, and the file's own where two files are of one model."""
     model = Path(content["model"]).name
     same = sum(Path(other["model"]).name == model for _, other in found)
-    return model if same == 1 else f"{model} ({stem})"
+    return model if same == 1 else f"{model} ({own})"
 
 
 def _entry(one: dict[str, Any], name: str) -> str:

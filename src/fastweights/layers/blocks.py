@@ -21,18 +21,13 @@ class MixerState(NamedTuple):
     attention: AttentionState
 
 
-class MAG(StreamLayer[MixerState]):
-    """Memory as gate (Titans eqs. 26-28): ``o = silu(norm(attention(x))) * norm(memory(x))``, then a projection.
-
-    The paper leaves the gating open ("normalise the outputs using learnable vector-valued weights, followed by a
-    non-linearity"); see :class:`NormalisedGate`.
-    """
+class _MemoryAndAttention(StreamLayer[MixerState]):
+    """A memory and a sliding window over the same stream."""
 
     def __init__(self, memory: MemoryLayer, attention: SlidingWindowAttention) -> None:
         super().__init__()
         self.dim = memory.dim
         self.memory, self.attention = memory, attention
-        self.gate = NormalisedGate(self.dim)
 
     def init_state(self, batch: int) -> MixerState:
         return MixerState(self.memory.init_state(batch), self.attention.init_state(batch))
@@ -42,6 +37,18 @@ class MAG(StreamLayer[MixerState]):
 
     def prepare(self, plan: Plan) -> None:
         self.memory.prepare(plan)
+
+
+class MAG(_MemoryAndAttention):
+    """Memory as gate (Titans eqs. 26-28): ``o = silu(norm(attention(x))) * norm(memory(x))``, then a projection.
+
+    The paper leaves the gating open ("normalise the outputs using learnable vector-valued weights, followed by a
+    non-linearity"); see :class:`NormalisedGate`.
+    """
+
+    def __init__(self, memory: MemoryLayer, attention: SlidingWindowAttention) -> None:
+        super().__init__(memory, attention)
+        self.gate = NormalisedGate(self.dim)
 
     def mix(self, x: Tensor, state: MixerState, plan: Plan, surprise: bool) -> Reading[MixerState]:
         attended = self.attention.mix(x, state.attention, plan, surprise)
@@ -50,26 +57,15 @@ class MAG(StreamLayer[MixerState]):
         return Reading(y, MixerState(recalled.state, attended.state), recalled.surprise)
 
 
-class MAL(StreamLayer[MixerState]):
+class MAL(_MemoryAndAttention):
     """Memory as layer (Titans eqs. 29-31): the memory, then attention over what it answered.
 
     The attention sees the layer's (normalised) input plus the memory's answer, normalised again; both are added up.
     """
 
     def __init__(self, memory: MemoryLayer, attention: SlidingWindowAttention) -> None:
-        super().__init__()
-        self.dim = memory.dim
-        self.memory, self.attention = memory, attention
+        super().__init__(memory, attention)
         self.norm = RMSNorm(self.dim)
-
-    def init_state(self, batch: int) -> MixerState:
-        return MixerState(self.memory.init_state(batch), self.attention.init_state(batch))
-
-    def position(self, state: MixerState) -> Tensor:
-        return state.attention.position
-
-    def prepare(self, plan: Plan) -> None:
-        self.memory.prepare(plan)
 
     def mix(self, x: Tensor, state: MixerState, plan: Plan, surprise: bool) -> Reading[MixerState]:
         recalled = self.memory.mix(x, state.memory, plan, surprise)
