@@ -83,9 +83,9 @@ PARAMETERS, MINUTES = 160_000, 20.0
 LEGEND = """\
 Right translations in percent, whole sentences; bits per byte of books, less is better; of several seeds: smallest /
 median / largest. Bold is what ties with the best of its column: it differs by no more than the spread over seeds, and
-with languages by no more than two standard errors. *First, at once* asks about the first language after it, *first, at
-last* after the last one. *Saved* is what a first reading of A spares its second one, with B in between, beyond what
-reading B alone spares. †: cut off by the clock, or training gave up.
+with languages by no more than two standard errors of as many answers as there are courses. *First, at once* asks about
+the first language after it, *first, at last* after the last one. *Saved* is what a first reading of A spares its second
+one, with B in between, beyond what reading B alone spares. †: cut off by the clock, or training gave up.
 """
 
 
@@ -243,14 +243,14 @@ def language_columns(seeds: Sequence[dict[str, Any]]) -> dict[str, Measured]:
     """What is measured of courses in languages."""
     lessons = len(seeds[0]["asked"])
 
-    def shares(pick: Callable[[dict[str, Any]], float], asked: int) -> Shares:
-        return Shares(tuple(pick(found["exact"]) / 100 for found in seeds), asked, mark=mark_of(seeds))
+    def shares(pick: Callable[[dict[str, Any]], float]) -> Shares:
+        # What is asked about one course shares a memory and a lexicon, so that courses are what counts.
+        return Shares(tuple(pick(found["exact"]) / 100 for found in seeds), TAKEN, mark=mark_of(seeds))
 
-    first, every = seeds[0]["asked"][0], sum(seeds[0]["asked"])
     return {
-        "first, at once": shares(lambda exact: exact["first_lesson"][0], first),
-        "first, at last": shares(lambda exact: exact["first_lesson"][1], first),
-        f"all {lessons}, at last": shares(lambda exact: exact["average_accuracy"], every),
+        "first, at once": shares(lambda exact: exact["first_lesson"][0]),
+        "first, at last": shares(lambda exact: exact["first_lesson"][1]),
+        f"all {lessons}, at last": shares(lambda exact: exact["average_accuracy"]),
     }
 
 

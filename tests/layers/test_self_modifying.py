@@ -12,7 +12,7 @@ from tests.layers.wirings import floats
 from torch import Tensor
 
 from fastweights.core import presets
-from fastweights.core.algorithm import GradientDescent
+from fastweights.core.algorithm import DeltaGradientDescent, GradientDescent
 from fastweights.core.bias import L2, DotProduct, Huber
 from fastweights.core.retention import NoRetention, WeightDecay
 from fastweights.core.rule import Rule
@@ -33,11 +33,13 @@ def answer(weights: Weights, x: Tensor, deep: bool) -> Tensor:
     return x + weights["layer2"] @ F.gelu(weights["layer1"] @ x)
 
 
-def written(weights: Weights, anchor: Weights, k: Tensor, target: Tensor, lr: Tensor, retain: Tensor) -> Weights:
+def written(
+    weights: Weights, anchor: Weights, k: Tensor, target: Tensor, lr: Tensor, retain: Tensor, weight: float
+) -> Weights:
     """Eq. 88 per linear map, each with its own input; the inner gradient by autograd."""
     leaves = {name: w.detach().requires_grad_() if not w.requires_grad else w * 1 for name, w in anchor.items()}
     with torch.enable_grad():
-        loss = 0.5 * (answer(leaves, k, "layer1" in leaves) - target).square().sum()
+        loss = 0.5 * weight * (answer(leaves, k, "layer1" in leaves) - target).square().sum()
         grads = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
     inputs = {"matrix": k, "layer1": k, "layer2": F.gelu(leaves["layer1"] @ k) if "layer1" in leaves else k}
     new = {}
@@ -72,14 +74,17 @@ def paper_loop(layer: SelfModifyingTitans, x: Tensor) -> tuple[Tensor, list[list
                 if name in layer.readouts
             }
             retain = 1.0 - gates["retain"] if "retain" in gates else torch.ones(1, dtype=x.dtype)
-            top = rule.stable_lr(retain, own_targets=True)
+            top = layer.memories.carried.stable_lr(retain, own_targets=True)
             k, v = F.normalize(made["key"], dim=0), F.normalize(made["value"], dim=0)
             targets = [answer(anchor, v, deep) for anchor in anchors]
+            before = now[-1]
             for i, moves in enumerate(layer.memories.moving):
                 if moves:
                     lr = gates["lr"] * rule.lr_max * top
-                    now[i] = written(now[i], anchors[i], k, targets[i], lr, retain)
-            answers.append(answer(now[-1], F.normalize(query, dim=0), deep))
+                    weight = 1.0 if rule.chunk_size == 1 else 0.5
+                    now[i] = written(now[i], anchors[i], k, targets[i], lr, retain, weight)
+            read = now[-1] if rule.read == "after" else before
+            answers.append(answer(read, F.normalize(query, dim=0), deep))
         heads.append(torch.stack(answers))
         ends.append(now)
     y = torch.stack(heads, 1)
@@ -94,6 +99,7 @@ CASES: dict[str, tuple[Rule, int, tuple[str, ...]]] = {
     "a network": (replace(presets.hope(4, 2.0), clip=None), 4, GENERATORS),
     "queries too": (presets.hope(2), 2, (*GENERATORS, "query")),
     "only keys move": (presets.hope(4), 4, ("key",)),
+    "read before the write": (replace(presets.hope(4), read="before"), 2, GENERATORS),
     "nothing is forgotten": (replace(presets.hope(2), retention=NoRetention()), 2, GENERATORS),
 }
 
@@ -103,8 +109,10 @@ def test_outputs_states_and_outer_gradients_are_those_of_the_papers_loop(case: s
     torch.manual_seed(0)
     layer = stirred(SelfModifyingTitans(8, 2, *CASES[case]).double())
     x = floats(1, 11, 8)
-    reading = layer(x)
+    reading = layer(x, surprise=True)
     want, ends = paper_loop(layer, x[0])
+    kept = reading.surprise[0].retain
+    assert bool((kept < 0.9).all()) == (layer.rule.retention.scope is not None)
     torch.testing.assert_close(reading.y[0], want, rtol=1e-10, atol=1e-10)
     for n, name in enumerate(layer.initial):
         found = reading.state.memory.dual[n][0].unflatten(0, (-1, layer.heads))
@@ -168,19 +176,51 @@ def test_own_targets_keep_eigenvalues_in_range_for_any_key_and_value(bias: L2 | 
         assert kept.min() >= (-1.0 if negative else 0.0) - 1e-6
         assert kept.max() <= 1.0
     torch.testing.assert_close(kept.min(1).values, torch.full((11,), -1.0 if negative else 0.0))
-    open_wide = ModelConfig(wiring="self_modifying", rule=rule)
+    open_wide = ModelConfig(wiring="self_modifying", rule=rule, generator_chunk=1)
     assert open_wide.largest_lr == pytest.approx(float(rule.stable_lr(torch.ones(1), own_targets=True)))
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 16, 64])
+@pytest.mark.parametrize("bias", [L2(), L2(half=False), DotProduct()], ids=str)
+@pytest.mark.parametrize("algorithm", [DeltaGradientDescent(), DeltaGradientDescent(negative=True), GradientDescent()])
+def test_a_chunk_of_one_token_again_and_again_does_not_overshoot(
+    chunk: int, bias: L2 | DotProduct, algorithm: DeltaGradientDescent | GradientDescent
+) -> None:
+    """Of ``w <- retain w - lr (erased w + (slope - gain <k, v>) w0)``, w0 that of the chunk's start, what is left."""
+    if algorithm == GradientDescent() and bias == DotProduct():
+        return  # refused: it can only grow
+    rule, affine = replace(presets.hope(chunk, bias=bias), algorithm=algorithm), bias.affine()
+    assert affine is not None
+    retain, cosine = torch.linspace(0, 1, 41).double()[:, None], torch.linspace(-1, 1, 41).double()
+    for own_targets, gain in ((True, affine.gain), (False, 0.0)):
+        if not own_targets and not rule.algorithm.erases:
+            continue
+        for share in torch.linspace(0, 1, 11).tolist():
+            lr = share * rule.stable_lr(retain, own_targets)
+            w = torch.ones(41, 41).double()
+            for _ in range(chunk):
+                w = retain * w - lr * (rule.algorithm.erases * w + affine.slope - gain * cosine)
+            assert w.abs().max() <= 1.0 + 1e-9
+
+
+@pytest.mark.parametrize("same", [False, True], ids=["random tokens", "one token"])
+@pytest.mark.parametrize("chunks", [(1, 1), (4, 4), (16, 16), (16, 1)], ids=str)
 @pytest.mark.parametrize("bias", [L2(), DotProduct()], ids=str)
-def test_with_all_gates_open_a_memory_of_its_own_targets_does_not_explode(bias: L2 | DotProduct) -> None:
-    layer = SelfModifyingTitans(8, 2, presets.hope(1, bias=bias), 1)
+def test_with_all_gates_open_a_memory_of_its_own_targets_does_not_explode(
+    bias: L2 | DotProduct, chunks: tuple[int, int], same: bool
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    torch.manual_seed(0)
+    layer = SelfModifyingTitans(16, 2, presets.hope(chunks[0], bias=bias), chunks[1])
     with torch.no_grad():
-        layer.biases["lr"].fill_(10.0)
-        for initial in layer.initial.values():
-            initial.mul_(3.0)
-        state = layer(torch.randn(4, 600, 8, generator=torch.Generator().manual_seed(0))).state
-    assert float(state.memory.dual[0].norm(dim=(-2, -1)).max()) < 600
+        for name, start in (("lr", 10.0), ("retain", -20.0)):
+            layer.readouts[name].zero_()
+            layer.biases[name].fill_(start)
+        x = torch.randn(8, 1 if same else 640, 16, generator=generator).expand(8, 640, 16)
+        reading = layer(x, surprise=True)
+    assert reading.surprise[0].retain.min() == 1.0
+    # The dot product may count: a key and a value of length 1 for every token.
+    assert float(reading.state.memory.dual[0].norm(dim=(-2, -1)).max()) < (650 if bias == DotProduct() else 6)
 
 
 def test_starting_by_induction_binds_each_token_to_the_query_of_the_one_before() -> None:

@@ -161,6 +161,13 @@ def test_a_reset_takes_the_levels_back_too() -> None:
     assert not any(bool(x.any()) for x in state.learner.sums)  # type: ignore[attr-defined]
     assert plain.position(state).tolist() == [32, 32]
     assert bool(torch.isfinite(plain(ids(9), state).logits).all())
+    # Nothing is learned from what was read before: not when the window ends, nor from a window that had begun.
+    for before in (32, 30):
+        short = hope(levels="8,16")
+        state = forget(short, short(ids(before)).state)
+        assert short.learner is not None
+        assert short.learner.moved(short(ids(3), state).state) == [0.0, 0.0]
+        assert short.learner.moved(short(ids(20), state).state)[0] > 0
     attention = hope(wiring="attention", rule=ModelConfig.rule)
     before = attention(ids(32)).state
     after = forget(attention, before)

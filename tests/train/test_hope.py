@@ -10,8 +10,11 @@ from pathlib import Path
 from tests.train.runs import TINY, TINY_MODEL
 
 from fastweights.models.pretrained import load_model
+from fastweights.train.feed import Feed
 from fastweights.train.loop import train
+from fastweights.train.optim import warm_levels
 from fastweights.train.records import StepRecord
+from fastweights.train.run import Run
 
 LEVELS = replace(TINY, model=replace(TINY_MODEL, levels="5,20", level_optimiser="momentum"))
 
@@ -29,3 +32,17 @@ def test_a_run_that_was_stopped_inside_a_document_ends_as_if_it_never_was(tmp_pa
     assert whole.model_folder is not None
     ours = load_model(tmp_path / "run" / "model")
     assert ours.fingerprint() == load_model(whole.model_folder).fingerprint()
+
+
+def test_steps_of_levels_warm_up_while_a_model_is_trained_and_are_whole_when_it_is_exported() -> None:
+    run, warmth = Run(LEVELS, None, lambda note: None), []
+    assert run.model.learner is not None
+    with Feed(LEVELS) as feed:
+        while run.step < LEVELS.steps:
+            run.advance(feed)
+            warmth.append(run.model.learner.warmth)
+    assert warmth == [warm_levels(step, LEVELS.steps) for step in range(LEVELS.steps)]
+    assert warmth[0] < 1.0
+    learner = run.export().learner
+    assert learner is not None
+    assert learner.warmth == 1.0

@@ -36,6 +36,17 @@ class Algorithm(ABC):
         del momentum
         return dual
 
+    def stable_lr(self, retain: Tensor, slope: float, chunk: int) -> Tensor:
+        """A step with which a matrix does not overshoot under a unit key that comes again and again, without momentum.
+
+        Args:
+            retain: in [0, 1], any shape.
+            slope: of the bias's gradient in the memory's answers, a target that the memory makes included.
+            chunk: tokens whose gradients are taken at the same weights.
+        """
+        # A chunk keeps a^C - slope * lr * (1 + a + ... + a^(C - 1)), a = retain; the sum is at most C and 1 / (1 - a).
+        return (1.0 + retain**chunk) / slope * (1.0 - retain).clamp_min(1.0 / chunk)
+
 
 @dataclass(frozen=True)
 class GradientDescent(Algorithm):
@@ -132,14 +143,13 @@ class DeltaGradientDescent(Algorithm):
 
     erases = True
 
-    def stable_lr(self, retain: Tensor | float, slope: float) -> Tensor | float:
-        """The largest lr at which a matrix does not overshoot along one unit key, without momentum.
-
-        Args:
-            retain: in [0, 1], any shape.
-            slope: of the bias's gradient in the memory's answers, a target that the memory makes included.
-        """
-        return (1.0 + retain if self.negative else retain) / (1.0 + slope)
+    def stable_lr(self, retain: Tensor, slope: float, chunk: int) -> Tensor:
+        most = (1.0 + retain if self.negative else retain) / (1.0 + slope)
+        if chunk == 1 or slope <= 1.0:
+            return most
+        # A chunk keeps a^C - slope * lr * (1 - a^C) / (1 - a), a = retain - lr: either side of the maximum suffices.
+        ratio = ((slope - 1.0) / (slope + 1.0)) ** (1.0 / chunk)
+        return torch.minimum(most, torch.maximum(retain - ratio, (1.0 - retain) / (slope - 1.0)))
 
     @property
     def coupling(self) -> Coupling:  # type: ignore[override]

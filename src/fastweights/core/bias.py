@@ -55,20 +55,32 @@ class L2(Bias):
 
     The factor matters: with unit keys and lr in [0, 1] the write ``1 - slope * lr`` along the key reaches [0, 1] with
     the half and [-1, 1] without it, and negative eigenvalues are what parity needs (arXiv 2411.12537).
+
+    Args:
+        half: whether the loss has its half.
+        weight: times the loss. Another lr does the same, unless the step has a part that is no gradient, as that of
+            :class:`~fastweights.core.algorithm.DeltaGradientDescent` has.
     """
 
     half: bool = True
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        require_positive("the weight of a squared error", self.weight)
+
+    @property
+    def _slope(self) -> float:
+        return self.weight if self.half else 2.0 * self.weight
 
     def loss(self, prediction: Tensor, target: Tensor, threshold: Tensor | None = None) -> Tensor:
-        squared = (prediction - target).square().sum(-1)
-        return 0.5 * squared if self.half else squared
+        return 0.5 * self._slope * (prediction - target).square().sum(-1)
 
     def gradient(self, prediction: Tensor, target: Tensor, threshold: Tensor | None = None) -> Tensor:
         error = prediction - target
-        return error if self.half else 2.0 * error
+        return error if self._slope == 1.0 else self._slope * error
 
     def affine(self) -> Affine:
-        return Affine(1.0, 1.0) if self.half else Affine(2.0, 2.0)
+        return Affine(self._slope, self._slope)
 
 
 @dataclass(frozen=True)

@@ -179,8 +179,10 @@ def loss_of(bias: Bias) -> Loss:
         name = type(bias).__name__
         return Loss(f"{name}.loss(f(W, k), v)", f"{name}.gradient(f(W, k), v)", False)
     match bias:
-        case L2(half=half):
-            return Loss("½ ‖e‖²", "e") if half else Loss("‖e‖²", "2 e")
+        case L2():
+            factor = bias.affine().slope
+            times = {1.0: "½ ", 2.0: ""}.get(factor, f"{factor / 2:g} ")
+            return Loss(f"{times}‖e‖²", "e" if factor == 1 else f"{factor:g} e")
         case DotProduct():
             return Loss("−⟨f(W, k), v⟩", "−v", False)
         case LP(p=p, eps=eps):

@@ -338,11 +338,12 @@ def hope(
         expansion: 0 for the linear memory ``x + W x`` (eq. 92), else the width of the printed two-layer network.
         momentum: the paper prints none and lists it in its ablation.
         negative: eigenvalues in [-1, 1], which state tracking needs; see ``DeltaGradientDescent``.
-        bias: squared error by default (eq. 92), or dot product (eq. 93).
+        bias: dot product (eq. 93), or squared error by default (eq. 92): in chunks with half the weight, so that no
+            step overshoots, however long they are; see note (37) of ``docs/equations.md``.
     """
     return Rule(
         architecture=Skip(MLP(2, expansion) if expansion else Matrix()),
-        bias=bias or L2(),
+        bias=bias or L2(weight=1.0 if chunk_size == 1 else 0.5),
         retention=WeightDecay(),
         algorithm=DeltaGradientDescent("head" if momentum else None, negative),
         chunk_size=chunk_size,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from inspect import isabstract
 from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor
 
 from fastweights.core.algorithm import (
@@ -212,11 +213,9 @@ class Rule:
         if not self.algorithm.erases and not own_targets:
             return 1.0
         affine = self.bias.affine() or Affine(1.0, 1.0)
-        least = 1.0 if retain is None else retain.amin(-1, keepdim=True)
+        least = torch.ones((), dtype=torch.float64) if retain is None else retain.amin(-1, keepdim=True)
         slope = affine.slope + (affine.gain if own_targets else 0.0)
-        if isinstance(self.algorithm, DeltaGradientDescent):
-            return self.algorithm.stable_lr(least, slope)
-        return (1.0 + least) / slope
+        return self.algorithm.stable_lr(least, slope, self.chunk_size)
 
     @property
     def grows(self) -> bool:

@@ -77,6 +77,7 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
         moving = tuple(name in adaptive for name in self.names)
         self.memories = SelfModifying(rule, generator_chunk, (*moving, True))
         require_self_modifying(self.memories)
+        self._carried = self.memories.carried
         self.threshold, self.direction = gates.threshold, 1.0
         inner = heads * self.head_dim
         self.qu = nn.Linear(dim, 2 * inner, bias=False)
@@ -185,5 +186,6 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
         retain = None if forget is None else 1.0 - forget
         lr = gate("lr", made["lr"])
         assert lr is not None
-        lr = lr * self.rule.lr_max * self.rule.stable_lr(retain, own_targets=True) * self.direction
+        most = self.rule.lr_max * self._carried.stable_lr(retain, own_targets=True)
+        lr = lr * most * self.direction
         return Made(unit(q), unit(made["key"]), unit(made["value"]), Gates(lr, gate("momentum", made["lr"]), retain))

@@ -177,7 +177,10 @@ class ModelConfig:
     @property
     def largest_lr(self) -> float:
         """What a memory layer makes of an lr gate that is wide open, where nothing is forgotten."""
-        return self.rule.lr_max * float(self.rule.stable_lr(None, own_targets=self.wiring == "self_modifying"))
+        if self.wiring != "self_modifying":
+            return self.rule.lr_max * float(self.rule.stable_lr(None))
+        carried = replace(self.rule, chunk_size=max(self.rule.chunk_size, self.generator_chunk))
+        return self.rule.lr_max * float(carried.stable_lr(None, own_targets=True))
 
     @property
     def grows(self) -> bool:

@@ -15,7 +15,7 @@ from fastweights.core import presets
 from fastweights.core.compiled import compiler
 from fastweights.core.conformance import Report
 from fastweights.core.conformance_equality import EXACT
-from fastweights.core.properties import Verdict, identical, quiet_compiler, values_and_gradients, within
+from fastweights.core.properties import Verdict, identical, quiet_compiler, tensors, values_and_gradients, within, worst
 from fastweights.core.rule import Rule
 from fastweights.layers.conformance import (
     LENGTHS,
@@ -27,6 +27,7 @@ from fastweights.layers.conformance import (
     stirred,
 )
 from fastweights.models.config import ModelConfig, Recall, Wiring
+from fastweights.models.hope import HopeState
 from fastweights.models.language_model import LanguageModel
 from fastweights.models.titans import build_block
 
@@ -59,8 +60,8 @@ def check_model(
         return torch.randint(0, model.config.vocab_size, (batch, time), generator=generator)
 
     own: dict[str, Callable[[], Verdict]] = {
-        "8 bfloat16, memory in float32": lambda: narrow_reading(
-            copy.deepcopy(tested).bfloat16()(draw(2, max(lengths), 5))
+        "8 bfloat16, memory in float32": lambda: narrow_model(
+            copy.deepcopy(tested).bfloat16(), draw(2, max(lengths), 5)
         ),
         "10 compiled parts": lambda: compiled_parts(tested, draw(2, 9, 4)),
         "10 activation checkpointing": lambda: recomputed(tested, draw(2, 9, 4)),
@@ -69,6 +70,17 @@ def check_model(
     return check_subject(
         Subject(stream, tested.init_state, draw, 0.0, parameters, own, grows(tested)), lengths, without, title
     )
+
+
+def narrow_model(model: LanguageModel, ids: Tensor) -> Verdict:
+    """What a bfloat16 model answers, and its memories in float32; also what its levels have learned."""
+    read = model(ids)
+    if not isinstance(read.state, HopeState):
+        return narrow_reading(read)
+    parts = [block.offsets for block in read.state.blocks]
+    learned = read.state.learner
+    dtypes = {x.dtype for x in tensors((parts, learned.sums, learned.momenta, learned.bases))}
+    return worst([narrow_reading(read), Verdict(dtypes == {torch.float32}, f"levels {dtypes}")])
 
 
 def compiled_parts(model: LanguageModel, ids: Tensor) -> Verdict:

@@ -161,5 +161,6 @@ def _forgotten(old: Any, fresh: Any) -> Any:
     if isinstance(found, ContinuumState):
         return found._replace(offsets=fresh.offsets)
     if isinstance(found, LearnerState):
-        return found._replace(sums=fresh.sums, momenta=fresh.momenta, bases=fresh.bases)
+        # With nothing filled the window that was read so far is not learned from either.
+        return found._replace(sums=fresh.sums, momenta=fresh.momenta, bases=fresh.bases, filled=fresh.filled)
     return found._replace(start=fresh.start) if isinstance(found, MACState) else found

@@ -38,9 +38,10 @@ class LearnerState(NamedTuple):
     """What the levels have not finished; tensors of weights in the order block, level, matrix.
 
     Attributes:
-        sums: gradients added up since each level's last step, ``[B, outputs, inputs]``.
+        sums: gradients added up since a level's last step, ``[B, outputs, inputs]``; of all but the fastest, which
+            steps at every window.
         momenta: of the step, or empty.
-        bases: what a nested level starts again from, or empty.
+        bases: what a nested level starts again from when the next slower one steps, or empty.
         window: int64 ``[B, C_1]``, tokens of the window that is being read, or has been and awaits its last label.
         filled: int64 ``[B]``, how many.
         start: every mixer's state where the window began.
@@ -104,9 +105,10 @@ class Learner(nn.Module):
         """The state of ``batch`` rows that have read nothing."""
         blocks = tuple(block.init_state(batch) for block in model.blocks)  # type: ignore[operator]
         offsets = self.weights_of(blocks)
-        sums, momenta, bases = (mapped(torch.zeros_like, offsets) for _ in range(3))
-        momenta = momenta if self.config.level_optimiser == "momentum" else ()
-        bases = bases if self.config.level_form == "nested" else ()
+        sums = tuple(torch.zeros_like(offsets[i]) for i in self._adding())
+        momenta = mapped(torch.zeros_like, offsets) if self.config.level_optimiser == "momentum" else ()
+        nested = self.places() if self.config.level_form == "nested" else []
+        bases = tuple(torch.zeros_like(offsets[i]) for i, (_, level) in enumerate(nested) if self._slower(level))
         device = offsets[0].device if offsets else self.steps.device
         window = torch.zeros(batch, self.least, dtype=torch.int64, device=device)
         start = _mixers(blocks) if self.learns else ()
@@ -132,6 +134,14 @@ class Learner(nn.Module):
         """Block and level of every changing matrix, in the order of a `LearnerState`."""
         every = range(len(self.chunks))
         return [(b, i) for b in range(self.config.depth) for i in every if self.chunks[i] for _ in range(2)]
+
+    def _adding(self) -> list[int]:
+        """The changing matrices whose gradients are added up over several windows."""
+        return [i for i, (_, level) in enumerate(self.places()) if self.chunks[level] > self.least]
+
+    def _slower(self, level: int) -> int:
+        """The chunk of the next slower level that learns, 0 if there is none."""
+        return (*self.chunks, 0)[level + 1]
 
     def read(
         self, model: LanguageModel, ids: Tensor, state: HopeState, plan: Plan, surprise: bool, tap: int | None
@@ -215,7 +225,9 @@ class Learner(nn.Module):
         wide = live.logits.to(torch.promote_types(live.logits.dtype, torch.float32))
         losses = F.cross_entropy(wide.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels)
         total = torch.where(due[:, None] & torch.isfinite(losses), losses, 0.0).sum()
-        found = torch.autograd.grad(total, live.offsets, retain_graph=True, create_graph=twice)
+        # The caller's autocast would narrow what the backward passes compute in float32.
+        with torch.autocast(total.device.type, enabled=False):
+            found = torch.autograd.grad(total, live.offsets, retain_graph=True, create_graph=twice)
         return _sound(found if twice else tuple(g.detach() for g in found))
 
     def _again(self, model: LanguageModel, learner: LearnerState, blocks: tuple[ContinuumState, ...]) -> Tensor:
@@ -231,7 +243,9 @@ class Learner(nn.Module):
     def step(self, state: HopeState, gradients: Offsets, due: Tensor, position: Tensor) -> HopeState:
         """Adds gradients up, and moves every level whose chunk ends at this position."""
         learner, places = state.learner, self.places()
-        sums = [total + g for total, g in zip(learner.sums, gradients, strict=True)]
+        sums, adding = list(gradients), self._adding()
+        for i, total in zip(adding, learner.sums, strict=True):
+            sums[i] = total + sums[i]
         offsets, momenta, bases = list(self.weights_of(state.blocks)), list(learner.momenta), list(learner.bases)
         sizes = self.sizes()
         for level, chunk in enumerate(self.chunks):
@@ -248,8 +262,9 @@ class Learner(nn.Module):
                 if momentum is not None:
                     momenta[i] = torch.where(where, momentum, momenta[i])
         if bases:
-            offsets, bases = self._nested(offsets, bases, due, position)
-        after = learner._replace(sums=tuple(sums), momenta=tuple(momenta), bases=tuple(bases))
+            bases = self._nested(offsets, momenta, bases, due, position)
+        rest = tuple(sums[i] for i in adding)
+        after = learner._replace(sums=rest, momenta=tuple(momenta), bases=tuple(bases))
         return HopeState(self.with_weights(state.blocks, tuple(offsets)), after)
 
     def _moves(self, means: list[Tensor], momenta: list[Tensor] | None) -> list[tuple[Tensor, Tensor | None]]:
@@ -266,21 +281,24 @@ class Learner(nn.Module):
         return [(m, None) for m in means]
 
     def _nested(
-        self, offsets: list[Tensor], bases: list[Tensor], due: Tensor, position: Tensor
-    ) -> tuple[list[Tensor], list[Tensor]]:
+        self, offsets: list[Tensor], momenta: list[Tensor], bases: list[Tensor], due: Tensor, position: Tensor
+    ) -> list[Tensor]:
         """Where a slower level steps, the next faster one starts again (eq. 72), from a start that has learned, too.
 
         The start moves by the mean of the steps taken since: first-order meta-learning (Reptile, arXiv 1803.02999).
+        Its momentum starts again as well. Offsets and momenta change in their lists; the new starts are returned.
         """
-        for i, (_, level) in enumerate(self.places()):
-            chunk, slower = (*self.chunks, 0)[level : level + 2]
-            if not slower:
-                continue
+        restarting = [(i, level) for i, (_, level) in enumerate(self.places()) if self._slower(level)]
+        after = []
+        for (i, level), base in zip(restarting, bases, strict=True):
+            chunk, slower = self.chunks[level], self._slower(level)
             now = (due & (position % slower == 0))[:, None, None]
-            moved = bases[i] + (offsets[i] - bases[i]) * (chunk / slower)
-            bases[i] = torch.where(now, moved, bases[i])
+            moved = base + (offsets[i] - base) * (chunk / slower)
+            after.append(torch.where(now, moved, base))
             offsets[i] = torch.where(now, moved, offsets[i])
-        return offsets, bases
+            if momenta:
+                momenta[i] = torch.where(now, 0.0, momenta[i])
+        return after
 
     def _advance(self, state: HopeState, blocks: tuple[ContinuumState, ...], piece: Piece, tokens: Tensor) -> HopeState:
         """Puts the tokens that were read into the window."""
@@ -323,7 +341,8 @@ def stack_levels(model: LanguageModel, levels: str, step: float = 1.0) -> Langua
     """A trained model whose networks become the fastest levels of continua (Nested Learning 7.3).
 
     The further levels start as networks that add nothing, so that the answers are the model's own until the first step;
-    with a step of 0 they stay so, bit for bit.
+    with a step of 0 they stay so: bit for bit, and up to rounding where gradients are asked for, since the text is cut
+    into windows then.
 
     Args:
         model: without levels.

@@ -61,6 +61,15 @@ class MatrixOptimiser(torch.optim.Optimizer):
                 p.sub_(direction * (group["lr"] * RMS / (size + 1e-12)))
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch, but the memory stays in float32 where torch would bring it to the parameters' dtype."""
+        super().load_state_dict(state_dict)
+        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for key, p in zip(keys, params, strict=True):
+            for name, value in state_dict["state"].get(key, {}).items():
+                self.state[p][name] = value.to(self.state[p][name].device, copy=True)
+
     @abstractmethod
     def begin(self, p: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         """The memory before the first gradient."""
@@ -107,8 +116,8 @@ class DeepMomentum(MatrixOptimiser):
     One network for each matrix, ``M(u) = u + A tanh(B u)`` on the rows of the gradient brought to unit root mean
     square. It learns ``|M(u) - s|^2 / 2`` with decay, one step for every gradient, where s is a running mean of
     gradients: what has been seen again and again is passed on, and what is noise against it is taken away. The step
-    goes against ``s + M(u)``. The paper prints ``L2(m; u, 1)`` and leaves the target's meaning open;
-    ``docs/equations.md`` has the alternatives.
+    goes against ``s + M(u)``, with the network as it is then. The paper prints ``L2(m; u, 1)`` and leaves the target's
+    meaning open; ``docs/equations.md`` has the alternatives.
 
     Args:
         params: matrices, or groups of them.
@@ -149,13 +158,12 @@ class DeepMomentum(MatrixOptimiser):
         mean = state["mean"].mul_(group["mean"]).add_(u, alpha=1.0 - group["mean"])
         mean = mean / (1.0 - group["mean"] ** int(state["count"]))
         hidden = torch.tanh(u @ inner.T)
-        answer = mean + u + hidden @ outer.T
         error = (u + hidden @ outer.T - mean) / len(u)
         pulled = (error @ outer) * (1.0 - hidden.square())
         size = group["inner_lr"] / hidden.square().sum(1).mean().clamp_min(1.0)
         outer.mul_(group["alpha"]).sub_(error.T @ hidden, alpha=float(size))
         inner.sub_(pulled.T @ u, alpha=float(group["inner_lr"] / u.square().sum(1).mean().clamp_min(1.0)))
-        return answer
+        return mean + u + torch.tanh(u @ inner.T) @ outer.T
 
 
 class M3(MatrixOptimiser):
