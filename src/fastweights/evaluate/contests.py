@@ -143,7 +143,7 @@ def books(steps: int = 300) -> Contest:
         task=TextTask(novels=tuple(names[:-HELD_BACK])),
         stages=(Stage(steps=steps, length=512, batch_size=4),),
         questions=tuple(
-            Probe(name=f"{length} bytes", length=length, batch_size=rows, batches=32, task=held_back)
+            Probe(name=f"{length} bytes", length=length, batch_size=rows, batches=8, task=held_back)
             for length, rows in ((512, 8), (2048, 2), (4096, 1))
         ),
         measure="bits",
