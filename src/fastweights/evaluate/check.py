@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import multiprocessing
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 
 import torch
@@ -26,7 +26,7 @@ def check_everything(names: Sequence[str] = (), *, quick: bool = False, jobs: in
         jobs: Checks at a time; of several each has a process and one thread.
 
     Yields:
-        A name and its report, in order, as soon as it is done.
+        A name and its report, as soon as it is done; in order if there is one job.
 
     Raises:
         UserError: A name that is not known, or no job, before anything is checked.
@@ -53,9 +53,9 @@ def _side_by_side(names: Sequence[str], quick: bool, jobs: int) -> Iterator[tupl
     with ProcessPoolExecutor(jobs, mp_context=spawn, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
             # Combinations, blocks and models stand last and take longest: they begin first.
-            futures = {name: pool.submit(_check, name, quick) for name in reversed(names)}
-            for name in names:
-                yield name, futures[name].result()
+            names_of = {pool.submit(_check, name, quick): name for name in reversed(names)}
+            for done in as_completed(names_of):
+                yield names_of[done], done.result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
