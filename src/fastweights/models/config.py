@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from fastweights.core.algorithm import ConjugateGradient
 from fastweights.core.architecture import MLP, Residual
 from fastweights.core.rule import Rule, rule_from_dict
+from fastweights.core.self_modifying import SelfModifying
 from fastweights.errors import UserError
 from fastweights.layers.continuum import Form
 from fastweights.layers.self_modifying import Generator
@@ -179,7 +180,7 @@ class ModelConfig:
         """What a memory layer makes of an lr gate that is wide open, where nothing is forgotten."""
         if self.wiring != "self_modifying":
             return self.rule.lr_max * float(self.rule.stable_lr(None))
-        carried = replace(self.rule, chunk_size=max(self.rule.chunk_size, self.generator_chunk))
+        carried = SelfModifying(self.rule, self.generator_chunk, ()).carried
         return self.rule.lr_max * float(carried.stable_lr(None, own_targets=True))
 
     @property

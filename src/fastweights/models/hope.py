@@ -262,7 +262,7 @@ class Learner(nn.Module):
                 if momentum is not None:
                     momenta[i] = torch.where(where, momentum, momenta[i])
         if bases:
-            bases = self._nested(offsets, momenta, bases, due, position)
+            self._restart(offsets, momenta, bases, due, position)
         rest = tuple(sums[i] for i in adding)
         after = learner._replace(sums=rest, momenta=tuple(momenta), bases=tuple(bases))
         return HopeState(self.with_weights(state.blocks, tuple(offsets)), after)
@@ -280,25 +280,23 @@ class Learner(nn.Module):
             return [(newton_schulz(m, 5, 1e-7), None) for m in means]
         return [(m, None) for m in means]
 
-    def _nested(
+    def _restart(
         self, offsets: list[Tensor], momenta: list[Tensor], bases: list[Tensor], due: Tensor, position: Tensor
-    ) -> list[Tensor]:
+    ) -> None:
         """Where a slower level steps, the next faster one starts again (eq. 72), from a start that has learned, too.
 
         The start moves by the mean of the steps taken since: first-order meta-learning (Reptile, arXiv 1803.02999).
-        Its momentum starts again as well. Offsets and momenta change in their lists; the new starts are returned.
+        Its momentum starts again as well. What changes is replaced in the lists.
         """
         restarting = [(i, level) for i, (_, level) in enumerate(self.places()) if self._slower(level)]
-        after = []
-        for (i, level), base in zip(restarting, bases, strict=True):
+        for n, (i, level) in enumerate(restarting):
             chunk, slower = self.chunks[level], self._slower(level)
             now = (due & (position % slower == 0))[:, None, None]
-            moved = base + (offsets[i] - base) * (chunk / slower)
-            after.append(torch.where(now, moved, base))
+            moved = bases[n] + (offsets[i] - bases[n]) * (chunk / slower)
+            bases[n] = torch.where(now, moved, bases[n])
             offsets[i] = torch.where(now, moved, offsets[i])
             if momenta:
                 momenta[i] = torch.where(now, 0.0, momenta[i])
-        return after
 
     def _advance(self, state: HopeState, blocks: tuple[ContinuumState, ...], piece: Piece, tokens: Tensor) -> HopeState:
         """Puts the tokens that were read into the window."""
