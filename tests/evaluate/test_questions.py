@@ -25,14 +25,14 @@ PROBE = Probe(name="asked", length=64, batch_size=8, batches=16)
 
 
 class Oracle(LanguageModel):
-    """Says what it was told to, whatever it reads: one id a position, in the order of the batches."""
+    """Says what it was told to, whatever it reads: one id a position, in the order of the batches and their rows."""
 
     def __init__(self, says: list[Tensor]) -> None:
         super().__init__(LIKE)
-        self.says = says
+        self.says = torch.cat(says)
 
     def encode(self, ids: Tensor, *args: object, **options: object) -> Encoded:
-        said = self.says.pop(0)
+        said, self.says = self.says[: len(ids)], self.says[len(ids) :]
         return Encoded(nn.functional.one_hot(said, LIKE.vocab_size).float(), (), (), None)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -75,7 +75,9 @@ def test_whole_answers_and_tokens_of_them_are_counted_apart() -> None:
 
 
 @torch.no_grad()
-def test_bits_are_the_mean_loss_in_bits() -> None:
+@pytest.mark.parametrize("at_once", [1, 1300, 32_768])
+def test_bits_are_the_mean_loss_in_bits(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastweights.evaluate.questions._AT_ONCE", at_once)
     torch.manual_seed(0)
     model = LanguageModel(LIKE).eval()
     losses = []

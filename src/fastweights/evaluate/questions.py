@@ -14,12 +14,15 @@ from fastweights.models.controls import RESET, forget
 from fastweights.models.language_model import LanguageModel, flatten_state
 from fastweights.train.config import Probe
 from fastweights.train.loss import AnswerCounts, count_answers, token_losses, weighted_mean
-from fastweights.train.task import Batch, Task
+from fastweights.train.task import Batch, Task, joined
 
 Measure = Literal["right", "exact", "bits"]
 """Right tokens of answers, whole answers, or bits a token (the mean loss; no answers, and less is better)."""
 
 _TEST_SEED = 0x7E57
+
+_AT_ONCE = 32_768
+"""Positions that are read at once: batches of few long rows share a pass, or single rows would wait for one another."""
 
 
 class Score(NamedTuple):
@@ -57,17 +60,29 @@ def ask(model: LanguageModel, question: Probe, task: Task, measure: Measure, con
     """
     counts: list[AnswerCounts] = []
     losses: list[float] = []
-    for index in range(question.batches):
+    at_once = max(1, _AT_ONCE // (question.batch_size * question.length))
+    for index in range(0, question.batches, at_once):
+        batches = _batches(model, question, task, range(index, min(index + at_once, question.batches)))
+        rows = joined(batches)
+        if control == RESET and int(first_asked(rows).min()) < question.length // 4:
+            return None
+        hidden = read_after_reset(model, rows) if control == RESET else model.encode(rows.ids, mask=rows.mask).hidden
+        for batch, answers in zip(batches, hidden.split(question.batch_size), strict=True):
+            cross_entropies, guesses = token_losses(model, answers, batch)
+            losses.append(float(weighted_mean(cross_entropies, batch)))
+            counts.append(count_answers(guesses, batch))
+    return _score(measure, question.length, losses, counts)
+
+
+def _batches(model: LanguageModel, question: Probe, task: Task, indices: range) -> list[Batch]:
+    """Those batches of a question, checked, where the model is."""
+    device = next(model.parameters()).device
+    found = []
+    for index in indices:
         batch = (question.task or task).batch(_TEST_SEED, index, question.batch_size, question.length)
         batch.check(question.batch_size, question.length, model.config.vocab_size)
-        batch = batch.to(next(model.parameters()).device)
-        if control == RESET and int(first_asked(batch).min()) < question.length // 4:
-            return None
-        hidden = read_after_reset(model, batch) if control == RESET else model.encode(batch.ids, mask=batch.mask).hidden
-        cross_entropies, guesses = token_losses(model, hidden, batch)
-        losses.append(float(weighted_mean(cross_entropies, batch)))
-        counts.append(count_answers(guesses, batch))
-    return _score(measure, question.length, losses, counts)
+        found.append(batch.to(device))
+    return found
 
 
 def _score(measure: Measure, tokens: int, losses: list[float], counts: list[AnswerCounts]) -> Score:
