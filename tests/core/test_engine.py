@@ -231,8 +231,8 @@ def test_a_gate_that_the_rule_does_not_have_is_refused() -> None:
 
 def test_a_tier_that_would_not_be_exact_is_refused() -> None:
     on = trial(replace(ONLINE, decay_before_grad=True))
-    with pytest.raises(UserError, match="runs on the tiers delta, reference, not on 'dual'"):
-        on.on("dual")(on.draw(1, 5, 0), on.fresh(1))
+    with pytest.raises(UserError, match="runs on the tiers delta, dual, reference, not on 'materialised'"):
+        on.on("materialised")(on.draw(1, 5, 0), on.fresh(1))
 
 
 def test_a_grid_cut_for_another_tier_changes_no_rule() -> None:

@@ -118,7 +118,8 @@ def _step(rule: Rule, memory: Memory, slow: Slow, one: _Inputs, writes: bool, ca
     if rule.retention.lag:
         memory, gradients = _lagging(rule, memory, slow, one, plan, careful)
     else:
-        gradients = chunk_gradients(rule, memory.anchor, slow, one.sources, careful)
+        anchor = _decayed(memory.dual, plan) if rule.decay_before_grad else memory.anchor
+        gradients = chunk_gradients(rule, anchor, slow, one.sources, careful)
     if rule.algorithm.erases:
         gradients = _erasing(gradients, memory, plan)
     y = _answer(rule, memory, slow, gradients, plan, one.q)
@@ -158,6 +159,11 @@ def _lagging(
         return chunk_gradients(rule, anchor, slow, sources, careful)
 
     return lag_token(rule, memory, one.opening, gradients, lambda first: _advance(rule, memory, first, early).dual)
+
+
+def _decayed(dual: Weights, plan: dict[str, Coefficients]) -> Weights:
+    """The memory that a token finds decayed already: ``retain_t A_{t-1}``, in a chunk of this token alone."""
+    return {name: w * plan[name].kept for name, w in dual.items()}
 
 
 def _erasing(gradients: Gradients, memory: Memory, plan: dict[str, Coefficients]) -> Gradients:

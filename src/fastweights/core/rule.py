@@ -175,9 +175,10 @@ class Rule:
         if self._triangular:
             found.append("delta")
         scopes = self.scopes[:3]
-        if not (self.decay_before_grad or self.erase_key or isinstance(self.algorithm, ImplicitStep)):
+        if not (self.erase_key or isinstance(self.algorithm, ImplicitStep)):
             per_token = self.retention.link_at == "token" or any(scope in ("key", "value") for scope in scopes)
-            found += ["materialised"] if per_token else ["dual", "materialised"]
+            found += [] if per_token else ["dual"]
+            found += [] if self.decay_before_grad else ["materialised"]
         return (*found, "reference")
 
     @property

@@ -79,8 +79,9 @@ def require_self_modifying(memories: SelfModifying) -> None:
         raise UserError(
             f"the generators' chunk size {other!r} and the memory's {rule.chunk_size} must divide one another"
         )
-    plain_step = "dual" in rule.tiers and rule.retention.link_at is None and not rule.settles and rule.values == 1
-    if not plain_step or rule.bias.window > 1 or rule.bias.threshold_scope is not None or rule.constants(8, 8):
+    plain_step = "dual" in rule.tiers and not (rule.decay_before_grad or rule.retention.link_at or rule.settles)
+    one_pair = rule.values == 1 and rule.bias.window == 1 and rule.bias.threshold_scope is None
+    if not plain_step or not one_pair or rule.constants(8, 8):
         raise UserError(
             "memories that make their own targets need a rule of plain steps on the weights themselves: no link, no "
             "window, no threshold, one key a token, gradient descent (also delta) with or without momentum"
