@@ -53,12 +53,17 @@ MODELS: Mapping[str, Change] = {
 """In the order of the paper's table."""
 
 
-def by_chunks(contest: Contest, chunk: int, minutes: float) -> Contest:
-    """A contest whose memories have chunks of so many tokens, on a clock that no model should reach."""
-    return replace(contest, like=replace(contest.like, generator_chunk=chunk), minutes=minutes)
+PROSE = {"generator_chunk": 16}
+BITS = {"generator_chunk": 1, "memory_heads": 2, "memory_head_dim": 16, "lr_start": 0.9}
+"""What all models share: their chunks, and for bits the shape and the long first steps that learned them elsewhere."""
+
+
+def shaped(contest: Contest, shape: Mapping[str, int | float]) -> Contest:
+    """A contest whose models share a shape, on a clock that none of them should reach."""
+    return replace(contest, like=replace(contest.like, **shape), minutes=30.0)  # type: ignore[arg-type]
 
 
 def comparison() -> Comparison:
     """Nine models on bits per byte and on parity, one seed."""
-    contests = {"books": by_chunks(books(), 16, 30.0), "parity": by_chunks(language("parity"), 1, 30.0)}
+    contests = {"books": shaped(books(), PROSE), "parity": shaped(language("parity"), BITS)}
     return Comparison(models=MODELS, contests=contests, controls=(), threads=1)

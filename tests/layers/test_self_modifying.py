@@ -69,8 +69,12 @@ def paper_loop(layer: SelfModifyingTitans, x: Tensor) -> tuple[Tensor, list[list
             made = {name: answer(anchors[i], u[t, h], deep) for i, name in enumerate(layer.names)}
             query = q[t, h] + made["query"] - u[t, h] if "query" in made else q[t, h]
             gates = {
-                name: exact_gate(made[source] @ layer.readouts[name][h] + layer.biases[name][h], layer.threshold)
-                for name, source in (("lr", "lr"), ("retain", "retain"))
+                name: exact_gate(
+                    F.normalize(made[name], dim=0) * layer.head_dim**0.5 @ layer.readouts[name][h]
+                    + layer.biases[name][h],
+                    layer.threshold,
+                )
+                for name in ("lr", "retain")
                 if name in layer.readouts
             }
             retain = 1.0 - gates["retain"] if "retain" in gates else torch.ones(1, dtype=x.dtype)
@@ -228,6 +232,20 @@ def test_with_all_gates_open_a_memory_of_its_own_targets_does_not_explode(
     assert reading.surprise[0].retain.min() == 1.0
     # The dot product may count: a key and a value of length 1 for every token.
     assert float(reading.state.memory.dual[0].norm(dim=(-2, -1)).max()) < (650 if bias == DotProduct() else 6)
+
+
+def test_gates_do_not_drift_with_what_is_added_up() -> None:
+    """One token that comes again and again: gates come to rest, though what the memories hold grows without end."""
+    torch.manual_seed(0)
+    layer = stirred(SelfModifyingTitans(8, 2, presets.hope(1, bias=DotProduct()), 1))
+    with torch.no_grad():
+        layer.biases["retain"].fill_(-20.0)
+        layer.readouts["retain"].zero_()
+        x = torch.randn(4, 1, 8).expand(4, 400, 8)
+        half, whole = layer(x[:, :200]).state.memory.dual[0], layer(x, surprise=True)
+    lr = whole.surprise[0].lr
+    assert (whole.state.memory.dual[0].norm() - half.norm()) > 10
+    torch.testing.assert_close(lr[:, :, 199], lr[:, :, 399], rtol=0.02, atol=0.002)
 
 
 def test_starting_by_induction_binds_each_token_to_the_query_of_the_one_before() -> None:

@@ -21,7 +21,7 @@ Measure = Literal["right", "exact", "bits"]
 
 _TEST_SEED = 0x7E57
 
-_AT_ONCE = 32_768
+_AT_ONCE = 131_072
 """Positions that are read at once: batches of few long rows share a pass, or single rows would wait for one another."""
 
 

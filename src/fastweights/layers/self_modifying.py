@@ -35,10 +35,11 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
     """Keys, values, step sizes and decays are answers of memories that learn in context as well (eqs. 86-91).
 
     With u and q two projections of the token (short convolution, SiLU) and every ``M`` one memory of each head:
-    ``k = unit(M_k(u))``, ``v = unit(M_v(u))``, lr and retain are exact gates on a learned readout of ``M_lr(u)`` and
-    ``M_retain(u)``, ``q`` has unit length. Every memory then learns key k with its own target ``M(v)``, and the
-    answer is the memory's to q, through norm, gate and projection. Values have unit length, which the paper does not
-    print: a target is a memory's answer to a memory's answer, so that without it values grow by their square.
+    ``k = unit(M_k(u))``, ``v = unit(M_v(u))``, lr and retain are exact gates on a learned readout of the directions of
+    ``M_lr(u)`` and ``M_retain(u)``, ``q`` has unit length. Every memory then learns key k with its own target ``M(v)``,
+    and the answer is the memory's to q, through norm, gate and projection. That values and what gates are read from
+    have one length the paper does not print: without it values grow by their square, since a target is a memory's
+    answer to a memory's answer, and gates drift with what their memories have added up.
 
     Args:
         dim: D.
@@ -179,7 +180,9 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
         def gate(name: str, source: Tensor) -> Tensor | None:
             if name not in self.readouts:
                 return None
-            z = torch.einsum("bhwd,hd->bhw", source, self.readouts[name].to(source.dtype))
+            # Of one length, sqrt(d): otherwise a gate drifts open or shut with all that its memory has added up.
+            told = unit(source).to(source.dtype) * self.head_dim**0.5
+            z = torch.einsum("bhwd,hd->bhw", told, self.readouts[name].to(source.dtype))
             return exact_gate(z + self.biases[name].to(source.dtype), self.threshold).unsqueeze(-1)
 
         forget = gate("retain", made["retain"])
