@@ -12,13 +12,14 @@ from torch import Tensor
 
 from fastweights.core import presets
 from fastweights.core.architecture import MLP, Matrix, Residual
-from fastweights.core.bias import L2
+from fastweights.core.bias import L2, DotProduct
 from fastweights.core.engine import init_state, read, run
 from fastweights.core.layout import make_layout
 from fastweights.core.rule import Rule
 from fastweights.errors import UserError
 from fastweights.layers.conformance import stirred
 from fastweights.layers.memory import GateStart, MemoryLayer
+from fastweights.layers.self_modifying import SelfModifyingTitans
 
 
 def plain(layer: MemoryLayer, x: Tensor) -> Tensor:
@@ -151,7 +152,19 @@ def test_a_bfloat16_layer_answers_about_what_a_float32_one_does(wiring: str) -> 
     assert (reading.y.float() - want).norm() < 0.1 * want.norm()
 
 
-@pytest.mark.parametrize("name", ["threshold", "lr", "momentum"])
+@pytest.mark.parametrize("build", [MemoryLayer, SelfModifyingTitans])
+@torch.no_grad()
+def test_heads_may_start_with_steps_of_different_sizes(build: type[MemoryLayer | SelfModifyingTitans]) -> None:
+    rule = presets.deltanet() if build is MemoryLayer else presets.hope(bias=DotProduct())
+    layer = build(12, 3, rule, gates=GateStart(lr=0.9, lr_last=0.1))
+    for name, parameter in layer.named_parameters():
+        if name.startswith(("gates.weight", "readouts")):
+            parameter.zero_()  # What is left are the biases.
+    felt = layer(torch.randn(1, 5, 12), surprise=True).surprise[0]
+    torch.testing.assert_close(felt.lr[0, :, -1], torch.tensor([0.9, 0.5, 0.1]), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["threshold", "lr", "lr_last", "momentum"])
 def test_gates_that_would_start_outside_their_range_are_refused(name: str) -> None:
     with pytest.raises(UserError, match=name):
         GateStart(**{name: 1.0})

@@ -33,6 +33,7 @@ class GateStart:
     Attributes:
         threshold: the gates' threshold; below it a gate is exactly 0.
         lr: share of the largest lr; an lr that starts small learns slowly.
+        lr_last: the same of the last head, those between evenly apart; 0: every head starts alike.
         momentum: of the momentum gate.
         forget: bias of the forget gate (before the sigmoid); -4 starts shut: a memory should first of all keep. Rules
             that write what they forget (``tied``) start at 0 instead.
@@ -42,19 +43,23 @@ class GateStart:
 
     threshold: float = 0.05
     lr: float = 0.5
+    lr_last: float = 0.0
     momentum: float = 0.1
     forget: float = -4.0
 
     def __post_init__(self) -> None:
         checked(0 <= self.threshold < 1, f"the gates' threshold must lie in [0, 1), not {self.threshold}")
         checked(0 < self.lr < 1, f"the lr gate must start inside (0, 1), not at {self.lr}")
+        checked(0 <= self.lr_last < 1, f"lr_last must lie in [0, 1), not be {self.lr_last}")
         checked(0 < self.momentum < 1, f"the momentum gate must start inside (0, 1), not at {self.momentum}")
 
-    def biases(self, rule: Rule) -> tuple[float, ...]:
-        """What each gate's number before the sigmoid starts from, in the order of the gates."""
-        shares = gate_bias(self.lr, self.threshold), gate_bias(self.momentum, self.threshold)
-        open_wide = gate_bias(0.9, self.threshold)
-        return (*shares, 0.0 if rule.tied else self.forget, open_wide, open_wide)
+    def biases(self, rule: Rule, heads: int) -> tuple[Tensor, ...]:
+        """What each gate's number before the sigmoid starts from, in the order of the gates: ``[heads, 1]`` each."""
+        shares = torch.linspace(self.lr, self.lr_last or self.lr, heads, dtype=torch.float64).tolist()
+        lr = torch.tensor([gate_bias(share, self.threshold) for share in shares]).unsqueeze(1)
+        momentum, open_wide = gate_bias(self.momentum, self.threshold), gate_bias(0.9, self.threshold)
+        others = momentum, 0.0 if rule.tied else self.forget, open_wide, open_wide
+        return (lr, *(torch.full((heads, 1), bias) for bias in others))
 
 
 class MemoryLayer(StreamLayer[MemoryLayerState]):
@@ -113,17 +118,17 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
         self.still = [width if still else 0 for width, still in zip(self.widths, fixed, strict=True)]
         self.gates = nn.Linear(self.dim, self.heads * sum(self.moving)) if any(self.moving) else None
         self.fixed_gates = nn.Parameter(torch.empty(self.heads, sum(self.still))) if any(self.still) else None
-        biases = start.biases(self.rule)
+        biases = start.biases(self.rule, self.heads)
         with torch.no_grad():
             if self.gates is not None:
                 nn.init.normal_(self.gates.weight, std=0.02)
                 parts = self.gates.bias.view(self.heads, -1).split(self.moving, 1)
                 for part, bias in zip(parts, biases, strict=True):
-                    part.fill_(bias)
+                    part.copy_(bias.expand_as(part))
             if self.fixed_gates is not None:
                 lr, momentum, retain, *rest = self.fixed_gates.split(self.still, 1)
                 for part, bias in zip((lr, momentum, *rest), (*biases[:2], *biases[3:]), strict=True):
-                    part.fill_(bias)
+                    part.copy_(bias.expand_as(part))
                 # RetNet's decays 1 - 2^(-5 - h), a longer memory for every further head.
                 shares = [gate_bias(2.0 ** (-5 - h), self.threshold) for h in range(self.heads)]
                 retain.copy_(torch.tensor(shares).unsqueeze(1).expand_as(retain))

@@ -83,15 +83,13 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
         inner = heads * self.head_dim
         self.qu = nn.Linear(dim, 2 * inner, bias=False)
         self.convolution = ShortConvolution(2 * inner, convolution)
-        lr, momentum, forget, *_ = gates.biases(rule)
+        lr, momentum, forget, *_ = gates.biases(rule, heads)
         kinds = {"lr": lr, "retain": None if rule.retention.scope is None else forget}
         kinds["momentum"] = momentum if rule.has_momentum else None
         self.readouts = nn.ParameterDict(
             {name: torch.randn(heads, self.head_dim) * 0.02 for name, bias in kinds.items() if bias is not None}
         )
-        self.biases = nn.ParameterDict(
-            {name: torch.full((heads, 1), bias) for name, bias in kinds.items() if bias is not None}
-        )
+        self.biases = nn.ParameterDict({name: bias for name, bias in kinds.items() if bias is not None})
         self.initial = nn.ParameterDict(self._initial(rule))
         self.norm = RMSNorm(self.head_dim)
         self.out_gate = nn.Linear(dim, inner, bias=False)

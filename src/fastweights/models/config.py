@@ -61,6 +61,7 @@ class ModelConfig:
         memory_tokens: recalled tokens in ``pooled`` mode, a divisor of ``segment``.
         gate_threshold: below this (before rescaling) a gate of the memory is exactly 0.
         lr_start: where the lr gate starts, as a share of :attr:`largest_lr`.
+        lr_last: the same of the last memory head, those between evenly apart; 0: all as ``lr_start``.
         momentum_start: where the momentum gate starts.
         forget_start: bias that the forget gate starts from; -4 starts shut.
         start: initial values, ``plain`` or ``induction``; see :func:`~fastweights.models.titans.start_by_copying`.
@@ -96,6 +97,7 @@ class ModelConfig:
     memory_tokens: int = 16
     gate_threshold: float = 0.05
     lr_start: float = 0.5
+    lr_last: float = 0.0
     momentum_start: float = 0.1
     forget_start: float = -4.0
     start: Start = "plain"

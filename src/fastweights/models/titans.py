@@ -40,7 +40,8 @@ def build_mixer(config: ModelConfig) -> StreamLayer[Any]:
         return SelectiveSSM(config.dim)
     if config.wiring == "window":
         return SlidingWindowAttention(config.dim, config.heads, config.window, config.persistent)
-    gates = GateStart(config.gate_threshold, config.lr_start, config.momentum_start, config.forget_start)
+    starts = config.lr_start, config.lr_last, config.momentum_start, config.forget_start
+    gates = GateStart(config.gate_threshold, *starts)
     heads = config.memory_heads or config.heads
     if config.wiring == "self_modifying":
         return SelfModifyingTitans(
