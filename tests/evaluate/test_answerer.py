@@ -11,7 +11,7 @@ from tests.small_model import build
 
 from fastweights.data.tokenizer import ByteTokenizer
 from fastweights.errors import UserError
-from fastweights.evaluate.answerer import Answered, Answerer, ModelAnswerer, Read
+from fastweights.evaluate.answerer import Answered, Answerer, ModelAnswerer, ReadingProgress
 from fastweights.evaluate.runner import SampleStep, evaluate_task
 from fastweights.evaluate.text_tasks import samples_of
 from fastweights.inference.session import Session, on_own_line
@@ -25,7 +25,7 @@ def test_a_model_answers_as_its_session_does() -> None:
     session = Session(model, tokenizer, rows=2)
     session.read_rows(TEXTS)
     expected = [answer.text for answer in session.ask_each(QUESTIONS, max_tokens=6)]
-    reads: list[Read] = []
+    reads: list[ReadingProgress] = []
     small = ModelAnswerer(model, tokenizer, "small")
     # In passages, of which a session sees the joined text alone.
     found = list(small.answer([iter(TEXTS[:1]), iter(["Gr", "een."])], QUESTIONS, 6, reads.append))
@@ -42,8 +42,8 @@ def test_a_question_stands_on_a_line_of_its_own() -> None:
 
 
 def test_speed_is_tokens_over_seconds() -> None:
-    assert Read(10, 4.0).tokens_per_second == 2.5
-    assert Read(0, 0.0).tokens_per_second == 0.0
+    assert ReadingProgress(10, 4.0).tokens_per_second == 2.5
+    assert ReadingProgress(0, 0.0).tokens_per_second == 0.0
 
 
 class Short(Answerer):
@@ -63,14 +63,14 @@ class Short(Answerer):
         contexts: Sequence[Iterable[str]],
         questions: Sequence[str],
         max_tokens: int,
-        on_read: Callable[[Read], None] | None = None,
+        on_read: Callable[[ReadingProgress], None] | None = None,
     ) -> Iterator[Answered]:
         for context, question in zip(contexts, questions, strict=True):
             if len(self.heard) == self.stop_at:
                 raise KeyboardInterrupt
             self.heard.append("".join(context))
             if on_read is not None:
-                on_read(Read(len(self.heard[-1]), 1.0))
+                on_read(ReadingProgress(len(self.heard[-1]), 1.0))
             yield Answered(question.split()[-1], len(self.heard[-1]))
 
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from fastweights import cli
 from fastweights.data.tokenizer import BPETokenizer, ByteTokenizer
 from fastweights.errors import UserError
-from fastweights.evaluate.answerer import ModelAnswerer, Read
+from fastweights.evaluate.answerer import ModelAnswerer, ReadingProgress
 from fastweights.evaluate.outside import SMOLLM2, OutsideAnswerer, OutsideTokenizer, open_answerer, open_counter
 from fastweights.evaluate.runner import evaluate_task
 
@@ -224,7 +224,7 @@ def answerer(made_up: MadeUp, longest: int | None = 64) -> OutsideAnswerer:
 
 
 def test_a_prompt_is_context_line_end_and_question(made_up: MadeUp) -> None:
-    reads: list[Read] = []
+    reads: list[ReadingProgress] = []
     found = answerer(made_up).answer(
         [iter(["The sky ", "is blue."]), ["No."]], ["Colour?", "\nReally?"], 8, reads.append
     )

@@ -18,7 +18,7 @@ from fastweights.layers.continuum import Continuum
 from fastweights.models.config import ModelConfig
 from fastweights.models.conformance import check_model, small_config
 from fastweights.models.hope import HopeState, stack_levels
-from fastweights.models.language_model import LanguageModel, flatten_state
+from fastweights.models.language_model import LanguageModel, detach_state, flatten_state
 from fastweights.train.reading import memory_norm
 
 PLAIN = replace(small_config("lmm", presets.deltanet()), vocab_size=20)
@@ -121,7 +121,7 @@ def reading_by_hand(model: LanguageModel, text: Tensor) -> tuple[Tensor, list[li
                     momenta[b][m].zero_()
         state = read.state
         detached = HopeState(*read.state)
-        state = type(detached)(*[_detached(part) for part in detached])
+        state = type(detached)(*[detach_state(part) for part in detached])
     return torch.cat(out), weights
 
 
@@ -133,13 +133,6 @@ def orthogonal(m: Tensor) -> Tensor:
         gram = x @ x.T
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     return x.T if m.shape[0] > m.shape[1] else x
-
-
-def _detached(state: Any) -> Any:
-    if isinstance(state, Tensor):
-        return state.detach()
-    parts = [_detached(part) for part in state]
-    return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
 
 
 @pytest.mark.parametrize(

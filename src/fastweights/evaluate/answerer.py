@@ -15,7 +15,7 @@ from fastweights.models.language_model import LanguageModel
 _PIECE = 1024
 
 
-class Read(NamedTuple):
+class ReadingProgress(NamedTuple):
     """How the reading of some contexts goes.
 
     Attributes:
@@ -91,7 +91,7 @@ class Answerer(ABC):
         contexts: Sequence[Iterable[str]],
         questions: Sequence[str],
         max_tokens: int,
-        on_read: Callable[[Read], None] | None = None,
+        on_read: Callable[[ReadingProgress], None] | None = None,
     ) -> Iterator[Answered]:
         """Read each context into an empty memory and continue its question.
 
@@ -132,11 +132,11 @@ class ModelAnswerer(Answerer):
         contexts: Sequence[Iterable[str]],
         questions: Sequence[str],
         max_tokens: int,
-        on_read: Callable[[Read], None] | None = None,
+        on_read: Callable[[ReadingProgress], None] | None = None,
     ) -> Iterator[Answered]:
         def report(progress: Progress) -> None:
             if on_read is not None:
-                on_read(Read(progress.tokens, progress.seconds))
+                on_read(ReadingProgress(progress.tokens, progress.seconds))
 
         session = Session(self.model, self.tokenizer, rows=len(contexts), piece=_PIECE)
         session.read_rows(contexts, on_progress=report)

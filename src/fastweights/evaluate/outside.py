@@ -21,7 +21,7 @@ import torch
 
 from fastweights.data.tokenizer import SHIPPED, Ids, Tokenizer, load_tokenizer
 from fastweights.errors import UserError
-from fastweights.evaluate.answerer import Answered, Answerer, ModelAnswerer, Read
+from fastweights.evaluate.answerer import Answered, Answerer, ModelAnswerer, ReadingProgress
 from fastweights.inference.opening import open_model
 from fastweights.inference.session import on_own_line
 
@@ -114,7 +114,7 @@ class OutsideAnswerer(Answerer):
         contexts: Sequence[Iterable[str]],
         questions: Sequence[str],
         max_tokens: int,
-        on_read: Callable[[Read], None] | None = None,
+        on_read: Callable[[ReadingProgress], None] | None = None,
     ) -> Iterator[Answered]:
         if len(contexts) != len(questions) or not all(questions):
             raise UserError("the question is empty: ask something about each context")
@@ -129,7 +129,7 @@ class OutsideAnswerer(Answerer):
             tokens = len(self.tokenizer.encode_array(text))
             read += tokens
             if on_read is not None:
-                on_read(Read(read, time.monotonic() - began))
+                on_read(ReadingProgress(read, time.monotonic() - began))
             yield Answered(answer, tokens)
 
     def _prompt(self, text: str, question: str) -> Ids:

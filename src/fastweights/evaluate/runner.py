@@ -12,7 +12,7 @@ import torch
 
 from fastweights.data.tokenizer import Tokenizer
 from fastweights.errors import UserError
-from fastweights.evaluate.answerer import Answerer, Read
+from fastweights.evaluate.answerer import Answerer, ReadingProgress
 from fastweights.evaluate.cells import circumstances
 from fastweights.evaluate.ledger import RecordedLedger, Result
 from fastweights.evaluate.text_tasks import Asked, Maker, samples_of
@@ -34,7 +34,7 @@ class SampleStep(NamedTuple):
     done: int
     samples: int
     tokens: int
-    reading: Read | None
+    reading: ReadingProgress | None
 
 
 def evaluate_task(
@@ -86,7 +86,7 @@ def evaluate_task(
             missing = [index for index in range(samples) if _key(tokens, index) not in ledger.results]
             for start in range(0, len(missing), ROWS):
 
-                def report(reading: Read, tokens: int = tokens) -> None:
+                def report(reading: ReadingProgress, tokens: int = tokens) -> None:
                     if on_step is not None:
                         done = sum(key in ledger.results for key in wanted)
                         on_step(SampleStep(done, len(wanted), tokens, reading))
@@ -129,7 +129,7 @@ def _run(answerer: Answerer, command: str) -> dict[str, Any]:
 
 
 def _answered(
-    answerer: Answerer, make: Maker, tokens: int, indices: Sequence[int], on_read: Callable[[Read], None]
+    answerer: Answerer, make: Maker, tokens: int, indices: Sequence[int], on_read: Callable[[ReadingProgress], None]
 ) -> Iterator[Result]:
     """The results of some samples of one length, each as soon as it is known."""
     asked = [make(index) for index in indices]

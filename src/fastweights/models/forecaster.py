@@ -56,7 +56,7 @@ class ForecasterState(NamedTuple):
     total: Tensor
 
 
-class Read(NamedTuple):
+class EncodedSeries(NamedTuple):
     """``hidden [B, T, D]`` after the last norm, the mean ``[B, T, C]`` of the rows up to each, and the state."""
 
     hidden: Tensor
@@ -108,7 +108,7 @@ class Forecaster(nn.Module):
         """int64 ``[B]``: rows read of each series."""
         return self._blocks()[0].position(state.blocks[0])
 
-    def encode(self, x: Tensor, state: ForecasterState | None = None, *, mask: Tensor | None = None) -> Read:
+    def encode(self, x: Tensor, state: ForecasterState | None = None, *, mask: Tensor | None = None) -> EncodedSeries:
         """Reads rows without telling anything; arguments and errors as in :meth:`forward`."""
         if x.dim() != 3 or x.shape[1] == 0 or x.shape[2] != self.config.variables:
             raise UserError(f"the input must be [batch, time >= 1, {self.config.variables}]; it is {list(x.shape)}")
@@ -131,7 +131,7 @@ class Forecaster(nn.Module):
             y = reading.y
             after.append(reading.state)
         # A copy, or the state would keep the sums up to every row.
-        return Read(self.norm(y), mean, ForecasterState(tuple(after), total[:, -1].clone()))
+        return EncodedSeries(self.norm(y), mean, ForecasterState(tuple(after), total[:, -1].clone()))
 
     def tell(self, hidden: Tensor, mean: Tensor) -> Tensor:
         """What follows a position: ``[..., D], [..., C] -> [..., H, C]``."""

@@ -62,7 +62,7 @@ class HopeState(NamedTuple):
     learner: LearnerState
 
 
-class Read(NamedTuple):
+class StreamRead(NamedTuple):
     """What was read: the stream behind the last block, the state, surprises, and the stream that was asked for."""
 
     x: Tensor
@@ -145,14 +145,14 @@ class Learner(nn.Module):
 
     def read(
         self, model: LanguageModel, ids: Tensor, state: HopeState, plan: Plan, surprise: bool, tap: int | None
-    ) -> Read:
+    ) -> StreamRead:
         """Reads packed ids ``[B, T]``, learning from what has been read; the plan is the call's."""
         outer = torch.is_grad_enabled()
         if not self.learns or not (outer or bool(self.sizes().any())):
             # Nothing will move, so nothing is kept for it either.
             model.prepare(plan)
             x, blocks, felt, tapped = model.through(model.embedding(ids), state.blocks, plan, surprise, tap)
-            return Read(x, state._replace(blocks=blocks), felt, tapped)
+            return StreamRead(x, state._replace(blocks=blocks), felt, tapped)
         if torch.is_inference_mode_enabled():
             raise UserError("levels learn by gradients, which torch.inference_mode() rules out: use torch.no_grad()")
         twice = outer and self.config.level_order == 2
@@ -168,7 +168,7 @@ class Learner(nn.Module):
         surprise: bool,
         tap: int | None,
         outer: bool,
-    ) -> Read:
+    ) -> StreamRead:
         pieces = plan.pieces(self.least)
         read: list[tuple[Tensor, ...]] = []
         felt: list[tuple[Surprise, ...]] = []
@@ -193,7 +193,7 @@ class Learner(nn.Module):
         streams = [
             Surprise(*[pieces.join(field) for field in zip(*one, strict=True)]) for one in zip(*felt, strict=True)
         ]
-        return Read(joined[0], state, tuple(streams), joined[1] if len(joined) > 1 else None)
+        return StreamRead(joined[0], state, tuple(streams), joined[1] if len(joined) > 1 else None)
 
     def open(
         self, model: LanguageModel, state: HopeState, piece: Piece, tokens: Tensor, live: _Live | None
