@@ -55,7 +55,7 @@ MODELS: Mapping[str, Change] = {
 
 PROSE = {"generator_chunk": 16}
 BITS = {"generator_chunk": 1, "memory_heads": 2, "memory_head_dim": 16, "lr_start": 0.9}
-"""What all models share: their chunks, and for bits the shape and the long first steps that learned them elsewhere."""
+"""What all models share: their chunks, and for bits small heads whose steps start long, as turning round needs."""
 
 
 def shaped(contest: Contest, shape: Mapping[str, int | float]) -> Contest:

@@ -76,7 +76,14 @@ RULES = {
         Matrix(), L2(), WeightDecay(), GradientDescent(), clip=None, chunk_size=1, decay_before_grad=True, read="before"
     ),
     "hebbian, momentum and decay": Rule(Matrix(), DotProduct(), clip=None),
-    "mlp, decay first (on the reference)": Rule(MLP(2, 1.5), chunk_size=1, decay_before_grad=True),
+    "mlp, decay first": Rule(MLP(2, 1.5), chunk_size=1, decay_before_grad=True),
+    "mlp, decay first, per map": Rule(
+        MLP(2, 1.5), L2(), WeightDecay("map"), Nesterov(), chunk_size=1, decay_before_grad=True, clip=0.5
+    ),
+    "vector, decay first": Rule(Vector(), chunk_size=1, decay_before_grad=True),
+    "mlp, decay first, per channel (on the reference)": Rule(
+        MLP(2, 1.5), L2(), WeightDecay("key"), chunk_size=1, decay_before_grad=True
+    ),
     "hierarchy of three": Rule(
         MLP(2, 1.5), L2(), WeightDecay(), Hierarchy((2, 4), 8), chunk_size=8, read="chunk", lr_max=0.1
     ),

@@ -151,16 +151,18 @@ def test_a_chunk_without_surprise_costs_no_gradient(monkeypatch: pytest.MonkeyPa
     torch.testing.assert_close(ended.dual, want[1].dual, rtol=1e-12, atol=1e-13)
 
 
-def test_an_overflow_on_the_delta_tier_is_left_to_a_slower_one() -> None:
+@pytest.mark.parametrize("first", [False, True], ids=["decay after", "decay first"])
+def test_an_overflow_on_the_delta_tier_is_left_to_a_slower_one(first: bool) -> None:
     """One solve for many tokens cannot leave a single one out; the token is counted and the others are unharmed."""
-    rule = Rule(Matrix(), L2(), clip=None, chunk_size=1)
+    rule = Rule(Matrix(), L2(), clip=None, chunk_size=1, decay_before_grad=first)
     on = trial(rule)
     x, state = on.draw(1, 6, 0), on.midway(1, 0)
     on.split(x)["k"][0, 2, 0] *= 1e120
-    got, want = (on.on(tier).read(x, state, surprise=True) for tier in ("delta", "dual"))
+    got, same, want = (on.on(tier).read(x, state, surprise=True) for tier in ("delta", "dual", "reference"))
     assert got.surprise is not None
     assert got.surprise.rejected[0, :, 0].tolist() == [False, False, True, False, False, False]
-    assert torch.equal(got.y, want.y)
+    assert torch.equal(got.y, same.y)
+    torch.testing.assert_close(got.y, want.y, rtol=1e-10, atol=1e-12)
 
 
 def test_outer_gradients_do_not_care_about_an_overflow() -> None:

@@ -66,7 +66,10 @@ OURS = {"titans_swiglu", "softmax_attention"}
 CHUNK = Rule(MLP(2, 2.0), L2(), chunk_size=4, read="chunk")
 MORE = {
     "gates per channel": Rule(Matrix(), L2(False), WeightDecay("value"), Momentum("key"), lr_scope="value"),
-    "decay first, by the loop": Rule(MLP(3, 1.5, "tanh"), chunk_size=1, decay_before_grad=True),
+    "decay first": Rule(MLP(3, 1.5, "tanh"), chunk_size=1, decay_before_grad=True),
+    "decay first, by the loop": Rule(
+        MLP(3, 1.5, "tanh"), retention=WeightDecay("key"), chunk_size=1, decay_before_grad=True
+    ),
     "swiglu, read before": Rule(GatedMLP(1.5), read="before"),
     "nesterov": Rule(MLP(2, 1.5), algorithm=Nesterov("value")),
     "hope's own": presets.hope(4, 1.5, momentum=True),

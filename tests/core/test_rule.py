@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import FrozenInstanceError, replace
+from dataclasses import FrozenInstanceError, dataclass, replace
 from typing import Any
 
 import pytest
@@ -18,6 +18,14 @@ from fastweights.core.rule import Rule, rule_from_dict
 from fastweights.core.types import Map, gate_width
 from fastweights.errors import UserError
 
+
+@dataclass(frozen=True)
+class Lagging(WeightDecay):
+    """Weight decay whose chunks have a lag token."""
+
+    lag: bool = True
+
+
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "chunk size 0": (lambda: Rule(chunk_size=0), "chunk_size must be a whole number of at least 1, not 0"),
     "unknown read": (lambda: Rule(read="later"), "read must be one of after, before, chunk, not 'later'"),  # type: ignore[arg-type]
@@ -27,6 +35,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "lr_max of 0": (lambda: Rule(lr_max=0.0), "lr_max must be above 0"),
     "endless lr_max": (lambda: Rule(lr_max=float("inf")), "lr_max must be above 0 and finite"),
     "decay first in chunks": (lambda: Rule(decay_before_grad=True), "set chunk_size=1"),
+    "decay first, lag token": (lambda: Rule(chunk_size=1, retention=Lagging(), decay_before_grad=True), "lag token"),
     "unknown scope": (lambda: Rule(retention=WeightDecay("row")), "the scope of retain must be one of"),  # type: ignore[arg-type]
     "no lr": (lambda: Rule(lr_scope=None), "the scope of lr must be one of"),  # type: ignore[arg-type]
     "wrong kind": (lambda: Rule(bias=Matrix()), "bias must be a Bias, not Matrix"),  # type: ignore[arg-type]
@@ -94,8 +103,12 @@ TIERS = {
         replace(DELTA, architecture=Residual(Matrix())),
         ("dual", "materialised", "reference"),
     ),
-    "decay first": (replace(DELTA, decay_before_grad=True), ("delta", "reference")),
-    "decay first, mlp": (Rule(chunk_size=1, decay_before_grad=True), ("reference",)),
+    "decay first": (replace(DELTA, decay_before_grad=True), ("delta", "dual", "reference")),
+    "decay first, mlp": (Rule(chunk_size=1, decay_before_grad=True), ("dual", "reference")),
+    "decay first, channels": (
+        Rule(MLP(2), L2(), WeightDecay("key"), chunk_size=1, decay_before_grad=True),
+        ("reference",),
+    ),
     "matrix online, channels": (replace(DELTA, lr_scope="key"), ("materialised", "reference")),
 }
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fastweights.core import presets
 from fastweights.core.algorithm import DeltaGradientDescent, GradientDescent
+from fastweights.core.architecture import Matrix, Skip
 from fastweights.core.bias import L2, DotProduct, Huber
 from fastweights.core.retention import NoRetention, WeightDecay
 from fastweights.core.rule import Rule
@@ -272,6 +273,12 @@ def test_starting_by_induction_binds_each_token_to_the_query_of_the_one_before()
 REFUSED: dict[str, tuple[Callable[[], SelfModifyingTitans], str]] = {
     "chunks": (lambda: SelfModifyingTitans(8, 2, presets.hope(4), 3), "divide one another"),
     "a link": (lambda: SelfModifyingTitans(8, 2, presets.memora(), 16), "plain steps"),
+    "decay first": (
+        lambda: SelfModifyingTitans(
+            8, 2, Rule(Skip(Matrix()), algorithm=GradientDescent(), chunk_size=1, decay_before_grad=True), 1
+        ),
+        "no decay before the gradient",
+    ),
     "a threshold": (lambda: SelfModifyingTitans(8, 2, replace(presets.hope(), bias=Huber()), 16), "plain steps"),
     "gates of channels": (
         lambda: SelfModifyingTitans(8, 2, replace(presets.hope(), retention=WeightDecay("map")), 16),

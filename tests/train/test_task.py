@@ -13,7 +13,7 @@ from fastweights.errors import UserError
 from fastweights.train.config import Stage
 from fastweights.train.feed import Feed
 from fastweights.train.recall import RecallTask
-from fastweights.train.task import Batch, TaskError, joined
+from fastweights.train.task import Batch, TaskError
 from fastweights.train.text import TextTask
 
 
@@ -25,18 +25,6 @@ def test_weights_of_tokens_become_weights_of_the_predictions_before_them() -> No
     assert batch.weights.tolist() == [[0.0, 2.0, 0.0]]
     assert batch.answers is not None
     assert batch.answers.tolist() == [[0, 3, 0]]
-
-
-def test_batches_are_joined_row_by_row_and_without_a_mask_all_is_real() -> None:
-    task = RecallTask(pairs=4)
-    first, second = (task.batch(0, index, 2, 32) for index in range(2))
-    padded = replace(second, mask=torch.arange(32).expand(2, 32) < 20, weights=torch.zeros(2, 32))
-    both = joined([first, padded])
-    both.check(4, 32, 100)
-    assert torch.equal(both.ids, torch.cat([first.ids, second.ids]))
-    assert both.mask is not None
-    assert both.mask.sum(1).tolist() == [32, 32, 20, 20]
-    assert joined([first]).sha256() == first.sha256()
 
 
 def test_a_batch_depends_on_seed_and_index_alone() -> None:

@@ -1,7 +1,8 @@
 """The dual tier: exact per-token weights of any architecture, without forming them.
 
 With A and S the dual and momentum where the piece starts, ``x_i`` and ``delta_i`` the inputs and output gradients of a
-map at the anchor, and carry, inertia and write from :mod:`fastweights.core.decay`, token t's weights applied to h are
+map at the anchor (with ``decay_before_grad``, in pieces of one token, at the anchor decayed), and carry, inertia and
+write from :mod:`fastweights.core.decay`, token t's weights applied to h are
 
     linear(h)_t = carry_t A h_t + inertia_t S h_t - sum_{i<=t} write_{t,i} <h_t, x_i> delta_i
 

@@ -39,8 +39,9 @@ def _conventions(rule: Rule) -> Iterator[tuple[bool, str]]:
     yield rule.decay_before_grad and not rule.online, "decay_before_grad is only defined online: set chunk_size=1"
     yield (
         rule.decay_before_grad
-        and (rule.bias.window > 1 or rule.retention.link_at is not None or rule.algorithm.erases),
-        "decay_before_grad is only defined for plain gradients at the current weights: no window, link or erasing step",
+        and (rule.bias.window > 1 or rule.retention.link_at is not None or rule.retention.lag or rule.algorithm.erases),
+        "decay_before_grad is only defined for plain gradients at the current weights: no window, link, lag token or "
+        "erasing step",
     )
     matrix = isinstance(rule.architecture, Matrix) and not rule.architecture.bias
     yield (

@@ -177,8 +177,10 @@ class Rule:
         scopes = self.scopes[:3]
         if not (self.erase_key or isinstance(self.algorithm, ImplicitStep)):
             per_token = self.retention.link_at == "token" or any(scope in ("key", "value") for scope in scopes)
-            found += [] if per_token else ["dual"]
-            found += [] if self.decay_before_grad else ["materialised"]
+            if not per_token:
+                found.append("dual")
+            if not self.decay_before_grad:
+                found.append("materialised")
         return (*found, "reference")
 
     @property

@@ -84,7 +84,8 @@ def require_self_modifying(memories: SelfModifying) -> None:
     if not plain_step or not one_pair or rule.constants(8, 8):
         raise UserError(
             "memories that make their own targets need a rule of plain steps on the weights themselves: no link, no "
-            "window, no threshold, one key a token, gradient descent (also delta) with or without momentum"
+            "window, no threshold, no decay before the gradient, one key a token, gradient descent (also delta) with "
+            "or without momentum"
         )
     if not rule.normalise_qk or rule.fixed:
         raise UserError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -14,14 +15,14 @@ from fastweights.models.controls import RESET, forget
 from fastweights.models.language_model import LanguageModel, flatten_state
 from fastweights.train.config import Probe
 from fastweights.train.loss import AnswerCounts, count_answers, token_losses, weighted_mean
-from fastweights.train.task import Batch, Task, joined
+from fastweights.train.task import Batch, Task
 
 Measure = Literal["right", "exact", "bits"]
 """Right tokens of answers, whole answers, or bits a token (the mean loss; no answers, and less is better)."""
 
 _TEST_SEED = 0x7E57
 
-_AT_ONCE = 131_072
+_AT_ONCE = 32_768
 """Positions that are read at once: batches of few long rows share a pass, or single rows would wait for one another."""
 
 
@@ -63,7 +64,7 @@ def ask(model: LanguageModel, question: Probe, task: Task, measure: Measure, con
     at_once = max(1, _AT_ONCE // (question.batch_size * question.length))
     for index in range(0, question.batches, at_once):
         batches = _batches(model, question, task, range(index, min(index + at_once, question.batches)))
-        rows = joined(batches)
+        rows = _joined(batches)
         if control == RESET and int(first_asked(rows).min()) < question.length // 4:
             return None
         hidden = read_after_reset(model, rows) if control == RESET else model.encode(rows.ids, mask=rows.mask).hidden
@@ -72,6 +73,17 @@ def ask(model: LanguageModel, question: Probe, task: Task, measure: Measure, con
             losses.append(float(weighted_mean(cross_entropies, batch)))
             counts.append(count_answers(guesses, batch))
     return _score(measure, question.length, losses, counts)
+
+
+def _joined(batches: Sequence[Batch]) -> Batch:
+    """The rows of all batches, as far as they are read: without answers and hints."""
+    ids, targets, weights = (
+        torch.cat([getattr(batch, name) for batch in batches]) for name in ("ids", "targets", "weights")
+    )
+    if all(batch.mask is None for batch in batches):
+        return Batch(ids, targets, weights)
+    real = [torch.ones_like(batch.weights, dtype=torch.bool) if batch.mask is None else batch.mask for batch in batches]
+    return Batch(ids, targets, weights, torch.cat(real))
 
 
 def _batches(model: LanguageModel, question: Probe, task: Task, indices: range) -> list[Batch]:

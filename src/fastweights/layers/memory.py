@@ -33,19 +33,19 @@ class GateStart:
     Attributes:
         threshold: the gates' threshold; below it a gate is exactly 0.
         lr: share of the largest lr; an lr that starts small learns slowly.
-        lr_last: the same of the last head, those between evenly apart; 0: every head starts alike.
         momentum: of the momentum gate.
         forget: bias of the forget gate (before the sigmoid); -4 starts shut: a memory should first of all keep. Rules
             that write what they forget (``tied``) start at 0 instead.
+        lr_last: as ``lr``, of the last of several heads, with those between evenly apart; 0: every head starts alike.
 
     The gates ``threshold`` and ``importance`` start wide open, at 0.9 of their range.
     """
 
     threshold: float = 0.05
     lr: float = 0.5
-    lr_last: float = 0.0
     momentum: float = 0.1
     forget: float = -4.0
+    lr_last: float = 0.0
 
     def __post_init__(self) -> None:
         checked(0 <= self.threshold < 1, f"the gates' threshold must lie in [0, 1), not {self.threshold}")
@@ -55,7 +55,8 @@ class GateStart:
 
     def biases(self, rule: Rule, heads: int) -> tuple[Tensor, ...]:
         """What each gate's number before the sigmoid starts from, in the order of the gates: ``[heads, 1]`` each."""
-        shares = torch.linspace(self.lr, self.lr_last or self.lr, heads, dtype=torch.float64).tolist()
+        apart = ((self.lr_last or self.lr) - self.lr) / max(1, heads - 1)
+        shares = [self.lr + apart * head for head in range(heads)]
         lr = torch.tensor([gate_bias(share, self.threshold) for share in shares]).unsqueeze(1)
         momentum, open_wide = gate_bias(self.momentum, self.threshold), gate_bias(0.9, self.threshold)
         others = momentum, 0.0 if rule.tied else self.forget, open_wide, open_wide

@@ -178,15 +178,15 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
         def gate(name: str, source: Tensor) -> Tensor | None:
             if name not in self.readouts:
                 return None
-            # Of one length, sqrt(d): otherwise a gate drifts open or shut with all that its memory has added up.
-            told = unit(source).to(source.dtype) * self.head_dim**0.5
-            z = torch.einsum("bhwd,hd->bhw", told, self.readouts[name].to(source.dtype))
+            z = torch.einsum("bhwd,hd->bhw", source, self.readouts[name].to(source.dtype))
             return exact_gate(z + self.biases[name].to(source.dtype), self.threshold).unsqueeze(-1)
 
-        forget = gate("retain", made["retain"])
+        # Of one length, sqrt(d): otherwise a gate drifts open or shut with all that its memory has added up.
+        tells_lr, tells_retain = (unit(made[name]) * self.head_dim**0.5 for name in ("lr", "retain"))
+        forget = gate("retain", tells_retain)
         retain = None if forget is None else 1.0 - forget
-        lr = gate("lr", made["lr"])
+        lr = gate("lr", tells_lr)
         assert lr is not None
         most = self.rule.lr_max * self._carried.stable_lr(retain, own_targets=True)
         lr = lr * most * self.direction
-        return Made(unit(q), unit(made["key"]), unit(made["value"]), Gates(lr, gate("momentum", made["lr"]), retain))
+        return Made(unit(q), unit(made["key"]), unit(made["value"]), Gates(lr, gate("momentum", tells_lr), retain))

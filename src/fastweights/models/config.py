@@ -61,7 +61,7 @@ class ModelConfig:
         memory_tokens: recalled tokens in ``pooled`` mode, a divisor of ``segment``.
         gate_threshold: below this (before rescaling) a gate of the memory is exactly 0.
         lr_start: where the lr gate starts, as a share of :attr:`largest_lr`.
-        lr_last: the same of the last memory head, those between evenly apart; 0: all as ``lr_start``.
+        lr_last: the same of the last of several memory heads, those between evenly apart; 0: all as ``lr_start``.
         momentum_start: where the momentum gate starts.
         forget_start: bias that the forget gate starts from; -4 starts shut.
         start: initial values, ``plain`` or ``induction``; see :func:`~fastweights.models.titans.start_by_copying`.

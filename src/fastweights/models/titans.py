@@ -40,8 +40,8 @@ def build_mixer(config: ModelConfig) -> StreamLayer[Any]:
         return SelectiveSSM(config.dim)
     if config.wiring == "window":
         return SlidingWindowAttention(config.dim, config.heads, config.window, config.persistent)
-    starts = config.lr_start, config.lr_last, config.momentum_start, config.forget_start
-    gates = GateStart(config.gate_threshold, *starts)
+    starts = config.lr_start, config.momentum_start, config.forget_start
+    gates = GateStart(config.gate_threshold, *starts, lr_last=config.lr_last)
     heads = config.memory_heads or config.heads
     if config.wiring == "self_modifying":
         return SelfModifyingTitans(

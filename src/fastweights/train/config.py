@@ -190,7 +190,10 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Probe:
-    """One test during training: ``batches`` batches of a task that training never sees (they use another seed)."""
+    """One test during training: ``batches`` batches of a task that training never sees (they use another seed).
+
+    What is asked after training may be read several batches at a time.
+    """
 
     name: str
     length: int

@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -139,18 +138,6 @@ class Batch:
 
     def _tensors(self) -> tuple[Tensor | None, ...]:
         return (self.ids, self.targets, self.weights, self.mask, self.answers, self.hints)
-
-
-def joined(batches: Sequence[Batch]) -> Batch:
-    """The rows of several batches as one batch; all have equally many positions, and hints and answers all or none."""
-
-    def join(name: str) -> Tensor | None:
-        found = [getattr(batch, name) for batch in batches]
-        if name == "mask" and any(mask is not None for mask in found):
-            found = [torch.ones_like(b.ids, dtype=torch.bool) if b.mask is None else b.mask for b in batches]
-        return None if found[0] is None else torch.cat(found)
-
-    return Batch(**{field.name: join(field.name) for field in dataclasses.fields(Batch)})  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, kw_only=True)
