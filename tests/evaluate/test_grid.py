@@ -25,7 +25,7 @@ from fastweights.train.optim import TrainingStopped
 from fastweights.train.recipes import RecipeError
 from fastweights.train.state_tracking import LanguageTask
 
-CELLS = ("compare_quick", "compare_small", "formal_languages")
+CELLS = ("compare_quick", "compare_small", "formal_languages", "hope_ablation")
 """Folders of results that hold cells."""
 
 
