@@ -3,9 +3,9 @@
     fastweights compare compare_small --out results/compare_small
 
 All models of a contest have equally many parameters (2 % more or less) and read the same tokens in the same order. Most
-cells take one to five minutes on one core, and networks, Hope and what overflows under a control up to twenty; the
-whole grid takes about six hours. Stop it and go on as you like. With `--contests` or `--models`, a second process can
-do another part of the grid into the same folder.
+cells take one to five minutes on one core, and networks and Hope under five controls up to twenty; the whole grid takes
+about five hours. Stop it and go on as you like. With `--contests` or `--models`, a second process can do another part
+of the grid into the same folder.
 """
 
 from __future__ import annotations
