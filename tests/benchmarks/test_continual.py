@@ -43,11 +43,11 @@ def row(table: str, name: str) -> list[str]:
 
 @pytest.mark.parametrize("course", COURSES)
 def test_models_of_a_course_have_their_levels_and_equally_many_parameters(course: str) -> None:
-    counts = []
+    chunks, counts = [32, 64, 128] if course == "books" else [16, 32, 64], []
     for mixer in MIXERS:
-        for levels, chunks in enumerate(LEVELS):
+        for levels in range(LEVELS + 1):
             config = training(Cell(mixer, levels, course, 0)).model
-            assert (len(config.level_chunks), config.levels) == (levels, chunks)
+            assert list(config.level_chunks) == chunks[:levels]
             assert config.wiring == {"hope": "self_modifying", "window": "window"}[mixer]
             counts.append(parameter_count(config))
     assert max(counts) <= 1.04 * min(counts)
@@ -67,7 +67,7 @@ def test_a_cell_trains_and_takes_its_course(course: str, monkeypatch: pytest.Mon
         # 200 characters are read with levels of 32 and 64: they have changed what is said of the same text.
         assert found["a"] != found["a_after_a"]
     else:
-        assert found["asked"] == [16, 16, 16]
+        assert found["asked"] == [12, 12, 12]
         assert len(found["exact"]["matrix"]) == 3
     assert f"{found['seconds']:.0f} s" in outcome(found)
 

@@ -335,7 +335,8 @@ def hope(
 
     Args:
         chunk_size: of the memory proper.
-        expansion: 0 for the linear memory ``x + W x`` (eq. 92), else the width of the printed two-layer network.
+        expansion: 0 for the linear memory ``x + W x`` (eq. 92 has no skip, see note (38) of ``docs/equations.md``),
+            else the width of the printed two-layer network.
         momentum: the paper prints none and lists it in its ablation.
         negative: eigenvalues in [-1, 1], which state tracking needs; see ``DeltaGradientDescent``.
         bias: dot product (eq. 93), or squared error by default (eq. 92): in chunks with half the weight, so that no

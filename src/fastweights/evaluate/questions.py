@@ -123,12 +123,14 @@ def first_asked(batch: Batch) -> Tensor:
 
 def read_after_reset(model: LanguageModel, batch: Batch) -> Tensor:
     """The hidden states ``[B, T, D]`` of rows whose memories forget everything just before the first answer."""
-    place = torch.arange(batch.ids.shape[1], device=batch.ids.device)
-    before = place < first_asked(batch)[:, None]
+    first = first_asked(batch)
+    least, most = int(first.min()), int(first.max())
+    before = torch.arange(batch.ids.shape[1], device=batch.ids.device) < first[:, None]
     real = torch.ones_like(before) if batch.mask is None else batch.mask
-    read = model.encode(batch.ids, mask=before & real)
-    after = model.encode(batch.ids, forget(model, read.state), mask=~before & real)
-    return torch.where(before.unsqueeze(-1), read.hidden, after.hidden)
+    read = model.encode(batch.ids[:, :most], mask=(before & real)[:, :most])
+    after = model.encode(batch.ids[:, least:], forget(model, read.state), mask=(~before & real)[:, least:])
+    both = torch.where(before[:, least:most, None], read.hidden[:, least:], after.hidden[:, : most - least])
+    return torch.cat([read.hidden[:, :least], both, after.hidden[:, most - least :]], 1)
 
 
 @torch.no_grad()
