@@ -18,6 +18,7 @@ from fastweights.core.layout import make_layout
 from fastweights.core.rule import Rule
 from fastweights.errors import UserError
 from fastweights.layers.conformance import stirred
+from fastweights.layers.convolution import OWN
 from fastweights.layers.memory import GateStart, MemoryLayer
 from fastweights.layers.self_modifying import SelfModifyingTitans
 
@@ -181,7 +182,8 @@ def test_starting_by_induction_binds_each_value_to_the_query_of_the_token_before
     x = torch.randn(1, 6, 8)
     mixed, _ = layer.convolution(layer.qkv(x), layer.convolution.init_state(1), make_layout(torch.zeros(1).long(), 6))
     q, k, _ = mixed.chunk(3, -1)
-    torch.testing.assert_close(k[:, 1:], q[:, :-1])
+    torch.testing.assert_close(k[:, 1:], q[:, :-1] + OWN * q[:, 1:])
+    torch.testing.assert_close(k[:, :1], OWN * q[:, :1])
 
 
 def test_autocast_leaves_the_memory_in_float32() -> None:

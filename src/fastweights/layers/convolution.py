@@ -54,6 +54,22 @@ def depthwise(whole: Tensor, weight: Tensor, inside: list[Tensor]) -> Tensor:
     return torch.stack([tap * w for tap, w in zip(reached, weight, strict=True)]).sum(0)
 
 
+OWN = 0.1
+"""Weight of a token itself where channels start as the token before."""
+
+
+def one_token_back(taps: Tensor) -> None:
+    """Makes ``taps [size, ...]``, a part of a convolution's weight, those of the token before and a little of its own.
+
+    Without the little a first token's key would be nothing, and its direction, of unit length, have a gradient of one
+    over its length: thousands of times all that the rest of a text tells. With one tap it is the token itself.
+    """
+    with torch.no_grad():
+        taps.zero_()
+        taps[0] = OWN
+        taps[min(1, len(taps) - 1)] = 1.0
+
+
 class ShortConvolution(nn.Module):
     """Depthwise causal convolution over the last ``size`` real tokens of a document.
 

@@ -13,7 +13,7 @@ from fastweights.core.compiled import compilable
 from fastweights.core.engine import init_state, run
 from fastweights.core.rule import Rule, require_rule
 from fastweights.core.types import Gates, MemoryState
-from fastweights.layers.convolution import ShortConvolution
+from fastweights.layers.convolution import ShortConvolution, one_token_back
 from fastweights.layers.gates import exact_gate, gate_bias
 from fastweights.layers.norm import RMSNorm, unit
 from fastweights.layers.stream import Plan, Reading, StreamLayer, checked
@@ -150,9 +150,7 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
             keys = slice(inner, inner * (1 + self.parts[1]))
             self.qkv.weight[keys] = self.qkv.weight[:inner].repeat(self.parts[1], 1)
-            taps = self.convolution.weight[:, keys]
-            taps.zero_()
-            taps[min(1, self.convolution.size - 1)] = 1.0
+            one_token_back(self.convolution.weight[:, keys])
 
     def initial_weights(self) -> tuple[Tensor, ...]:
         """The weights W_0 that every document starts from and the rule's constants, ``[heads, outputs, inputs]``."""

@@ -6,13 +6,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+SHORTEST = 1e-2
+"""Length of the shortest vector that has a direction."""
+
 
 def unit(x: Tensor) -> Tensor:
-    """``x`` with length 1 over the last dimension, in float32 or wider.
+    """``x`` with length 1 over the last dimension, in float32 or wider; what is shorter than `SHORTEST` stays short.
 
     Rounded to bfloat16 a key may be longer than 1, and a write with the largest step then grows what it should replace.
+    A gradient grows by one over the length, so nothing, such as the key of a first token that is the query of the token
+    before, must not be stretched; and it must be differentiable twice there, which a square root is not.
     """
-    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1, eps=1e-6)
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
+    return x * x.square().sum(-1, keepdim=True).clamp_min(SHORTEST**2).rsqrt()
 
 
 class RMSNorm(nn.Module):
