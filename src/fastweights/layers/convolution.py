@@ -54,7 +54,7 @@ def depthwise(whole: Tensor, weight: Tensor, inside: list[Tensor]) -> Tensor:
     return torch.stack([tap * w for tap, w in zip(reached, weight, strict=True)]).sum(0)
 
 
-OWN = 0.1
+OWN = 0.03
 """Weight of a token itself where channels start as the token before."""
 
 
