@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastweights.evaluate.questions import Score, ask, first_asked, read_after_reset, state_after
 from fastweights.models.baselines import contender
-from fastweights.models.controls import RESET
+from fastweights.models.controls import RESET, forget
 from fastweights.models.language_model import Encoded, LanguageModel
 from fastweights.tasks.needle_rows import RowMix
 from fastweights.train.config import Probe
@@ -132,6 +132,32 @@ def test_a_reset_leaves_the_memory_nothing_of_what_stood_before_the_question() -
     before = torch.arange(64) < start[:, None]
     torch.testing.assert_close(hidden[before], plain[before])
     assert not torch.allclose(hidden[asked], plain[asked])
+
+
+@pytest.mark.parametrize("name", ["lmm", "mac", "mal", "hope", "hope_attention"])
+@torch.no_grad()
+def test_a_reset_is_what_two_readings_of_all_positions_say(name: str) -> None:
+    """Rows have padding inside and are asked at different places."""
+    torch.manual_seed(0)
+    model = LanguageModel(contender(name, LIKE)).double().eval()
+    batch = RECALL.batch(0, 0, 4, 64)
+    mask = torch.ones(4, 64, dtype=torch.bool)
+    mask[1, 10:20] = mask[2, :7] = False
+    late = torch.arange(64) >= torch.tensor([[30], [34], [45], [39]])
+    batch = replace(batch, mask=mask, weights=batch.weights * late)
+    start = first_asked(batch)
+    assert len(set(start.tolist())) > 1
+    before = torch.arange(64) < start[:, None]
+    read = model.encode(batch.ids, mask=before & mask)
+    after = model.encode(batch.ids, forget(model, read.state), mask=~before & mask)
+    wanted = torch.where(before[..., None], read.hidden, after.hidden)
+    torch.testing.assert_close(read_after_reset(model, batch)[mask], wanted[mask])
+
+
+def test_a_row_that_is_asked_at_once_has_nothing_to_be_reset() -> None:
+    at_once = replace(PROBE, length=3, batches=1)
+    model = LanguageModel(contender("lmm", replace(LIKE, vocab_size=3))).eval()
+    assert ask(model, at_once, ParityTask(), "right", RESET) is None
 
 
 def test_a_reset_is_no_control_where_rows_are_asked_all_along() -> None:

@@ -176,14 +176,16 @@ def test_heads_that_do_not_divide_the_width_are_refused() -> None:
         MemoryLayer(10, 3, RULES["titans"])
 
 
-def test_starting_by_induction_binds_each_value_to_the_query_of_the_token_before() -> None:
-    layer = MemoryLayer(8, 2, RULES["titans_linear"])
+@pytest.mark.parametrize(("name", "own"), [("titans_linear", OWN), ("ttt_mlp", 0.0)])
+def test_starting_by_induction_binds_each_value_to_the_query_of_the_token_before(name: str, own: float) -> None:
+    """A first key of nothing has no direction; where keys keep their length it needs none."""
+    layer = MemoryLayer(8, 2, presets.PRESETS[name]())
     layer.start_induction()
     x = torch.randn(1, 6, 8)
     mixed, _ = layer.convolution(layer.qkv(x), layer.convolution.init_state(1), make_layout(torch.zeros(1).long(), 6))
     q, k, _ = mixed.chunk(3, -1)
-    torch.testing.assert_close(k[:, 1:], q[:, :-1] + OWN * q[:, 1:])
-    torch.testing.assert_close(k[:, :1], OWN * q[:, :1])
+    torch.testing.assert_close(k[:, 1:], q[:, :-1] + own * q[:, 1:])
+    torch.testing.assert_close(k[:, :1], own * q[:, :1])
 
 
 def test_autocast_leaves_the_memory_in_float32() -> None:

@@ -251,7 +251,7 @@ def test_gates_do_not_drift_with_what_is_added_up() -> None:
 
 def test_starting_by_induction_binds_each_token_to_the_query_of_the_one_before(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of keys and values, and so of answers: a token that comes again finds what followed it."""
-    monkeypatch.setattr("fastweights.layers.convolution.OWN", 0.0)
+    monkeypatch.setattr("fastweights.layers.self_modifying.OWN", 0.0)
     layer = SelfModifyingTitans(16, 2, presets.hope(1), 1)
     layer.start_induction()
     x, made = torch.randn(1, 6, 16), []

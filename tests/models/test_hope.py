@@ -252,7 +252,7 @@ def test_stacking_levels_on_a_trained_model_leaves_its_answers_as_they_are() -> 
 
 @pytest.mark.parametrize("levels", ["", "4,8"])
 def test_hope_that_starts_by_copying_reads_and_trains(levels: str) -> None:
-    """Also through the levels' gradients, at the first token's key, which is nothing."""
+    """Also through the levels' gradients, at the first token's key, which is next to nothing."""
     model = LanguageModel(replace(HOPE, start="induction", levels=levels))
     model(ids(2, 19)).logits.square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())

@@ -174,7 +174,7 @@ def test_a_model_that_starts_by_copying_reads_and_trains(wiring: str) -> None:
     model = LanguageModel(replace(config(wiring, "titans_linear"), start="induction"))
     model(tokens(2, 19)).logits.square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-    # The first token's key is the query of no token: nothing, which training must not feel more of than of the rest.
+    # The first token's key is the query of no token: next to nothing, which must not be felt more than all the rest.
     assert max(float(p.grad.norm()) for p in model.parameters() if p.grad is not None) < 50
     for block in model.blocks:
         mixer = block.get_submodule("mixer")

@@ -65,7 +65,7 @@ def ask(model: LanguageModel, question: Probe, task: Task, measure: Measure, con
     for index in range(0, question.batches, at_once):
         batches = _batches(model, question, task, range(index, min(index + at_once, question.batches)))
         rows = _joined(batches)
-        if control == RESET and int(first_asked(rows).min()) < question.length // 4:
+        if control == RESET and int(first_asked(rows).min()) < max(1, question.length // 4):
             return None
         hidden = read_after_reset(model, rows) if control == RESET else model.encode(rows.ids, mask=rows.mask).hidden
         for batch, answers in zip(batches, hidden.split(question.batch_size), strict=True):

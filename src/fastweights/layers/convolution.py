@@ -55,18 +55,18 @@ def depthwise(whole: Tensor, weight: Tensor, inside: list[Tensor]) -> Tensor:
 
 
 OWN = 0.03
-"""Weight of a token itself where channels start as the token before."""
+"""Weight of a token itself where channels that are brought to unit length start as the token before."""
 
 
-def one_token_back(taps: Tensor) -> None:
-    """Makes ``taps [size, ...]``, a part of a convolution's weight, those of the token before and a little of its own.
+def one_token_back(taps: Tensor, own: float) -> None:
+    """Makes ``taps [size, ...]``, a part of a convolution's weight, those of the token before, and ``own`` of its own.
 
-    Without the little a first token's key would be nothing, and its direction, of unit length, have a gradient of one
-    over its length: thousands of times all that the rest of a text tells. With one tap it is the token itself.
+    Without `OWN` a first token's key would be nothing, and its direction, of unit length, have a gradient of one over
+    its length: thousands of times all that the rest of a text tells. With one tap it is the token itself.
     """
     with torch.no_grad():
         taps.zero_()
-        taps[0] = OWN
+        taps[0] = own
         taps[min(1, len(taps) - 1)] = 1.0
 
 

@@ -13,7 +13,7 @@ from fastweights.core.compiled import compilable
 from fastweights.core.engine import init_state, run
 from fastweights.core.rule import Rule, require_rule
 from fastweights.core.types import Gates, MemoryState
-from fastweights.layers.convolution import ShortConvolution, one_token_back
+from fastweights.layers.convolution import OWN, ShortConvolution, one_token_back
 from fastweights.layers.gates import exact_gate, gate_bias
 from fastweights.layers.norm import RMSNorm, unit
 from fastweights.layers.stream import Plan, Reading, StreamLayer, checked
@@ -140,7 +140,7 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
         return found if self.fixed_gates is None else [*found, self.fixed_gates]
 
     def start_induction(self) -> None:
-        """Starts keys as the queries of the token before.
+        """Starts keys as the queries of the token before, and a little of the token itself if they get unit length.
 
         From the first step on a query then finds what followed the last token like it (an induction head).
         """
@@ -150,7 +150,8 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
                 nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
             keys = slice(inner, inner * (1 + self.parts[1]))
             self.qkv.weight[keys] = self.qkv.weight[:inner].repeat(self.parts[1], 1)
-            one_token_back(self.convolution.weight[:, keys])
+            directed = self.rule.normalise_qk or self.rule.erase_key
+            one_token_back(self.convolution.weight[:, keys], OWN if directed else 0.0)
 
     def initial_weights(self) -> tuple[Tensor, ...]:
         """The weights W_0 that every document starts from and the rule's constants, ``[heads, outputs, inputs]``."""

@@ -13,7 +13,7 @@ from fastweights.core.architecture import Matrix, Skip
 from fastweights.core.rule import Rule, require_rule
 from fastweights.core.self_modifying import Made, SelfModifying, begin, require_self_modifying, run_self_modifying
 from fastweights.core.types import Gates, MemoryState
-from fastweights.layers.convolution import ShortConvolution, one_token_back
+from fastweights.layers.convolution import OWN, ShortConvolution, one_token_back
 from fastweights.layers.gates import exact_gate
 from fastweights.layers.memory import GateStart, gated
 from fastweights.layers.norm import RMSNorm, unit
@@ -119,7 +119,7 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
             q, u = self.qu.weight.view(2, self.heads, self.head_dim, self.dim)
             q[:, half:] = 0.0
             u[:, :half] = q[:, :half]
-            one_token_back(self.convolution.weight.view(-1, 2, self.heads, self.head_dim)[:, 1, :, :half])
+            one_token_back(self.convolution.weight.view(-1, 2, self.heads, self.head_dim)[:, 1, :, :half], OWN)
             if self.rule.architecture == Skip(Matrix()):
                 own = self.initial["matrix"].unflatten(0, (-1, self.heads))
                 first = (torch.arange(self.head_dim) < half).to(own)
