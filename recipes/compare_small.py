@@ -3,8 +3,8 @@
     fastweights compare compare_small --out results/compare_small
 
 All models of a contest have equally many parameters (2 % more or less) and read the same tokens in the same order. A
-cell takes one to five minutes on one core, but for Hope and Hope-Attention on the hidden number, whose levels learn
-while they are asked: up to twenty-five. The whole grid takes about four hours. Stop it and go on as you like. With
+cell takes at most five minutes on one core, but for Hope and Hope-Attention on the hidden number, whose levels learn
+while they are asked: up to half an hour. The whole grid takes about four hours. Stop it and go on as you like. With
 `--contests` or `--models`, a second process can do another part of the grid into the same folder.
 """
 
