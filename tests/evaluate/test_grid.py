@@ -132,6 +132,9 @@ def test_a_model_that_is_cut_off_or_gives_up_is_marked(tmp_path: Path, monkeypat
     (cell,) = run(cut, tmp_path)
     assert (cell["steps"], cell["capped"]) == (1, True)
     assert "cut off" in outcome(cell)
+    shorter = replace(grid(names=("lstm", "lmm")), contests={"recall": recall(50)}, minutes={("recall", "lmm"): 1e-9})
+    assert [facts["minutes"] for facts in map(shorter.facts, shorter.cells())] == [recall().minutes, 1e-9]
+    assert [found["capped"] for found in run(shorter, tmp_path / "by model")] == [False, True]
 
     def gives_up(*arguments: Any, **options: Any) -> Any:
         raise TrainingStopped("20 steps in a row had to be skipped")

@@ -21,27 +21,46 @@ from fastweights.core.self_modifying import Made
 from fastweights.errors import UserError
 from fastweights.layers.conformance import check_layer, stirred
 from fastweights.layers.gates import exact_gate
-from fastweights.layers.self_modifying import GENERATORS, SelfModifyingTitans
+from fastweights.layers.norm import SHORTEST
+from fastweights.layers.self_modifying import GENERATORS, SelfModifyingTitans, Values
 from fastweights.models.config import ModelConfig
 
 Weights = dict[str, Tensor]
 
 
-def answer(weights: Weights, x: Tensor, deep: bool) -> Tensor:
-    """``x + W x`` or ``x + W_2 gelu(W_1 x)``."""
-    if not deep:
-        return x + weights["matrix"] @ x
-    return x + weights["layer2"] @ F.gelu(weights["layer1"] @ x)
+def answer(weights: Weights, x: Tensor, skip: bool) -> Tensor:
+    """``W x``, ``x + W x`` or ``x + W_2 gelu(W_1 x)``."""
+    if "layer1" in weights:
+        return x + weights["layer2"] @ F.gelu(weights["layer1"] @ x)
+    return skip * x + weights["matrix"] @ x
+
+
+def direction(x: Tensor) -> Tensor:
+    """Length 1, where there is a hundredth of that at least."""
+    return x / x.norm().clip(min=SHORTEST)
+
+
+def value_of(layer: SelfModifyingTitans, k: Tensor, made: Tensor) -> Tensor:
+    """Of length 1, or twice that and held along the key and across it."""
+    v = direction(made)
+    if layer.values == "unit":
+        return v
+    p = 2 * (v @ k)
+    across = 2 * v - p * k
+    across = across / across.norm() if across.norm() > 1 else across
+    return (p + (p.clip(-1, 1) - p).detach()) * k + across
 
 
 def written(
-    weights: Weights, anchor: Weights, k: Tensor, target: Tensor, lr: Tensor, retain: Tensor, weight: float
+    weights: Weights, anchor: Weights, k: Tensor, target: Tensor, lr: Tensor, retain: Tensor, rule: Rule
 ) -> Weights:
     """Eq. 88 per linear map, each with its own input; the inner gradient by autograd."""
     leaves = {name: w.detach().requires_grad_() if not w.requires_grad else w * 1 for name, w in anchor.items()}
     with torch.enable_grad():
-        loss = 0.5 * weight * (answer(leaves, k, "layer1" in leaves) - target).square().sum()
-        grads = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
+        found = answer(leaves, k, rule.architecture != Matrix())
+        weight = 1.0 if rule.chunk_size == 1 else 0.5
+        error = -(found @ target) if rule.bias == DotProduct() else 0.5 * weight * (found - target).square().sum()
+        grads = torch.autograd.grad(error, list(leaves.values()), create_graph=True)
     inputs = {"matrix": k, "layer1": k, "layer2": F.gelu(leaves["layer1"] @ k) if "layer1" in leaves else k}
     new = {}
     for (name, w), g in zip(weights.items(), grads, strict=True):
@@ -53,7 +72,7 @@ def written(
 
 def paper_loop(layer: SelfModifyingTitans, x: Tensor) -> tuple[Tensor, list[list[Weights]]]:
     """Answers of one row ``x [T, dim]``, and the weights of every memory of every head at the end."""
-    rule, deep = layer.rule, "layer1" in layer.initial
+    rule, skip = layer.rule, layer.rule.architecture != Matrix()
     kernel = layer.convolution.weight.flip(0).T.unsqueeze(1)
     padded = F.pad(layer.qu(x).T[None], (layer.convolution.size - 1, 0))
     q, u = F.silu(F.conv1d(padded, kernel, groups=len(kernel))[0].T).unflatten(-1, (2, layer.heads, -1)).unbind(1)
@@ -67,12 +86,11 @@ def paper_loop(layer: SelfModifyingTitans, x: Tensor) -> tuple[Tensor, list[list
             for i in range(count):
                 chunk = rule.chunk_size if i == count - 1 else layer.memories.generator_chunk
                 anchors[i] = now[i] if t % chunk == 0 else anchors[i]
-            made = {name: answer(anchors[i], u[t, h], deep) for i, name in enumerate(layer.names)}
+            made = {name: answer(anchors[i], u[t, h], skip) for i, name in enumerate(layer.names)}
             query = q[t, h] + made["query"] - u[t, h] if "query" in made else q[t, h]
             gates = {
                 name: exact_gate(
-                    F.normalize(made[name], dim=0) * layer.head_dim**0.5 @ layer.readouts[name][h]
-                    + layer.biases[name][h],
+                    direction(made[name]) * layer.head_dim**0.5 @ layer.readouts[name][h] + layer.biases[name][h],
                     layer.threshold,
                 )
                 for name in ("lr", "retain")
@@ -80,22 +98,26 @@ def paper_loop(layer: SelfModifyingTitans, x: Tensor) -> tuple[Tensor, list[list
             }
             retain = 1.0 - gates["retain"] if "retain" in gates else torch.ones(1, dtype=x.dtype)
             top = layer.memories.carried.stable_lr(retain, own_targets=True)
-            k, v = F.normalize(made["key"], dim=0), F.normalize(made["value"], dim=0)
-            targets = [answer(anchor, v, deep) for anchor in anchors]
+            k = direction(made["key"])
+            v = value_of(layer, k, made["value"])
+            targets = [answer(anchor, v, skip) for anchor in anchors]
             before = now[-1]
             for i, moves in enumerate(layer.memories.moving):
                 if moves:
-                    lr = gates["lr"] * rule.lr_max * top
-                    weight = 1.0 if rule.chunk_size == 1 else 0.5
-                    now[i] = written(now[i], anchors[i], k, targets[i], lr, retain, weight)
+                    share = gates["lr"] * rule.lr_max
+                    lr = (share + (share.clip(max=1) - share).detach()) * top
+                    now[i] = written(now[i], anchors[i], k, targets[i], lr, retain, rule)
             read = now[-1] if rule.read == "after" else before
-            answers.append(answer(read, F.normalize(query, dim=0), deep))
+            answers.append(answer(read, direction(query), skip))
         heads.append(torch.stack(answers))
         ends.append(now)
     y = torch.stack(heads, 1)
     y = y / (y.square().mean(-1, keepdim=True) + 1e-6).sqrt() * layer.norm.weight
     return layer.out(y.flatten(1) * F.silu(layer.out_gate(x))), ends
 
+
+COUNTS = replace(presets.hope(1, bias=DotProduct()), architecture=Matrix(), lr_max=1.5)
+"""A plain matrix whose gates reach the largest step before they are wide open."""
 
 CASES: dict[str, tuple[Rule, int, tuple[str, ...]]] = {
     "a matrix, online": (presets.hope(1), 1, GENERATORS),
@@ -106,13 +128,16 @@ CASES: dict[str, tuple[Rule, int, tuple[str, ...]]] = {
     "only keys move": (presets.hope(4), 4, ("key",)),
     "read before the write": (replace(presets.hope(4), read="before"), 2, GENERATORS),
     "nothing is forgotten": (replace(presets.hope(2), retention=NoRetention()), 2, GENERATORS),
+    "bounded values": (COUNTS, 1, GENERATORS),
+    "bounded values in chunks": (replace(COUNTS, chunk_size=4), 2, GENERATORS),
 }
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_outputs_states_and_outer_gradients_are_those_of_the_papers_loop(case: str) -> None:
     torch.manual_seed(0)
-    layer = stirred(SelfModifyingTitans(8, 2, *CASES[case]).double())
+    values: Values = "bounded" if case.startswith("bounded") else "unit"
+    layer = stirred(SelfModifyingTitans(8, 2, *CASES[case], values=values).double())
     x = floats(1, 11, 8)
     reading = layer(x, surprise=True)
     want, ends = paper_loop(layer, x[0])
@@ -140,11 +165,14 @@ def test_outputs_states_and_outer_gradients_are_those_of_the_papers_loop(case: s
         (presets.hope(4), 2, ("key", "query")),
         (presets.hope(2, 2.0, momentum=True), 8, GENERATORS),
         (replace(presets.hope(16), algorithm=GradientDescent()), 16, GENERATORS),
+        (COUNTS, 1, GENERATORS),
     ],
 )
 def test_the_whole_suite(rule: Rule, chunk: int, adaptive: tuple[str, ...]) -> None:
     without = () if chunk == 2 else (10,)
-    report = check_layer(SelfModifyingTitans(8, 2, rule, chunk, adaptive), lengths=(1, 7, 33), without=without)
+    values: Values = "bounded" if rule == COUNTS else "unit"
+    layer = SelfModifyingTitans(8, 2, rule, chunk, adaptive, values=values)
+    report = check_layer(layer, lengths=(1, 7, 33), without=without)
     assert report.ok, report.table()
 
 
@@ -271,6 +299,12 @@ def test_starting_by_induction_binds_each_token_to_the_query_of_the_one_before(m
     assert not q[..., 4:].any()
 
 
+def start_counting(rule: Rule, values: Values, heads: int) -> SelfModifyingTitans:
+    layer = SelfModifyingTitans(16, heads, rule, 1, values=values)
+    layer.start_counting()
+    return layer
+
+
 REFUSED: dict[str, tuple[Callable[[], SelfModifyingTitans], str]] = {
     "chunks": (lambda: SelfModifyingTitans(8, 2, presets.hope(4), 3), "divide one another"),
     "a link": (lambda: SelfModifyingTitans(8, 2, presets.memora(), 16), "plain steps"),
@@ -294,6 +328,13 @@ REFUSED: dict[str, tuple[Callable[[], SelfModifyingTitans], str]] = {
         lambda: SelfModifyingTitans(8, 2, replace(presets.hope(), fixed=("lr",)), 16),
         "no gate fixed",
     ),
+    "values of any length": (
+        lambda: SelfModifyingTitans(8, 2, presets.hope(), values="long"),  # type: ignore[arg-type]
+        "unit or bounded",
+    ),
+    "counters with a skip": (lambda: start_counting(presets.hope(1), "bounded", 2), "counters are matrices"),
+    "counters with unit values": (lambda: start_counting(COUNTS, "unit", 2), "counters are matrices"),
+    "one head to turn and to count": (lambda: start_counting(COUNTS, "bounded", 1), "two heads"),
     "no head size": (lambda: SelfModifyingTitans(9, 2, presets.hope(), 16), "not divisible by 2 heads"),
 }
 

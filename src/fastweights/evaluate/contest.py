@@ -100,6 +100,7 @@ class Comparison:
         seeds: how many.
         controls: which controls each model is asked under, at the first and the last question.
         threads: torch threads.
+        minutes: of training, at most, for a contest and a model of it; the contest's where nothing is said.
     """
 
     models: Mapping[str, Callable[[ModelConfig], ModelConfig]]
@@ -107,11 +108,17 @@ class Comparison:
     seeds: int = 1
     controls: tuple[str, ...] = field(default_factory=lambda: tuple(CONTROLS))
     threads: int = 2
+    minutes: Mapping[tuple[str, str], float] = field(default_factory=dict)
 
     def cells(self) -> Iterator[Cell]:
         """All cells: seed by seed, and contest by contest."""
         for seed, contest, model in product(range(self.seeds), self.contests, self.models):
             yield Cell(contest, model, seed)
+
+    def contest(self, cell: Cell) -> Contest:
+        """The contest of a cell, on the cell's own clock."""
+        contest = self.contests[cell.contest]
+        return replace(contest, minutes=self.minutes.get((cell.contest, cell.model), contest.minutes))
 
     def training(self, cell: Cell) -> TrainConfig:
         """The training run of a cell.
@@ -119,7 +126,7 @@ class Comparison:
         Raises:
             UserError: the model cannot have as many parameters as the contest asks for.
         """
-        contest = self.contests[cell.contest]
+        contest = self.contest(cell)
         model = with_parameters(self.models[cell.model](contest.like), contest.parameters)
         return TrainConfig(
             model=model,
@@ -137,7 +144,7 @@ class Comparison:
 
     def facts(self, cell: Cell) -> dict[str, Any]:
         """All that decides a cell's result, as JSON values."""
-        contest = self.contests[cell.contest]
+        contest = self.contest(cell)
         asked = [beyond_defaults(question) for question in contest.questions]
         facts = {
             **cell._asdict(),
@@ -188,7 +195,7 @@ def run_cell(
         KeyboardInterrupt: the training was interrupted; its checkpoint is kept.
         UserError: the run in ``folder`` has other settings.
     """
-    contest, config = comparison.contests[cell.contest], comparison.training(cell)
+    contest, config = comparison.contest(cell), comparison.training(cell)
     found: dict[str, Any] = {"parameters": parameter_count(config.model), "hidden": config.model.hidden, "stopped": ""}
     try:
         last = _train(contest, config, folder, on_step)

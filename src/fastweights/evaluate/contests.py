@@ -96,7 +96,8 @@ def language(name: Language, steps: int = 400) -> Contest:
 def needle(steps: int = 700) -> Contest:
     """One number of seven digits in RULER's noise, asked for by its key (S-NIAH-PK): rows of 256 tokens, up to 4,096.
 
-    The first rows have a number of one digit. What counts are whole numbers, with the true digits before each given.
+    The first rows have a number of one digit. What counts are whole numbers, with the true digits before each given, in
+    32 rows, or 16 of the two greatest lengths.
     """
     first, task = (NeedleTask(mix=_one_needle(digits, short)) for digits, short in ((1, 1.0), (7, 0.5)))
     asked = NeedleTask(mix=_one_needle(7, 0.0, "eval"))
@@ -109,8 +110,8 @@ def needle(steps: int = 700) -> Contest:
             Stage(steps=steps - round(0.2 * steps), length=256, batch_size=8),
         ),
         questions=tuple(
-            Probe(name=f"{length} tokens", length=length, batch_size=rows, batches=32 // rows, task=asked)
-            for length, rows in ((256, 16), (512, 8), (1024, 4), (2048, 2), (4096, 1))
+            Probe(name=f"{length} tokens", length=length, batch_size=rows, batches=batches, task=asked)
+            for length, rows, batches in ((256, 16, 2), (512, 8, 4), (1024, 4, 8), (2048, 2, 8), (4096, 1, 16))
         ),
         measure="exact",
         learned=0.5,

@@ -1,4 +1,4 @@
-"""Gates that reach exactly 0 and exactly 1."""
+"""Numbers that reach both ends of their range exactly, and still learn there."""
 
 from __future__ import annotations
 
@@ -23,6 +23,11 @@ def exact_gate(z: Tensor, threshold: float) -> Tensor:
     opened = (torch.sigmoid(z) - floor) / (1.0 - floor)
     # Adds exactly 0 to an open gate and exactly its negative to a shut one, out of the gradient's sight.
     return opened + torch.relu(-opened).detach()
+
+
+def held(x: Tensor, least: float, most: float) -> Tensor:
+    """``x``, but no less than ``least`` and no more than ``most``. Backward is straight-through, as in `exact_gate`."""
+    return x + (x.clamp(least, most) - x).detach()
 
 
 def gate_bias(value: float, threshold: float) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -14,7 +15,7 @@ from fastweights.core.rule import Rule, require_rule
 from fastweights.core.self_modifying import Made, SelfModifying, begin, require_self_modifying, run_self_modifying
 from fastweights.core.types import Gates, MemoryState
 from fastweights.layers.convolution import OWN, ShortConvolution, one_token_back
-from fastweights.layers.gates import exact_gate
+from fastweights.layers.gates import exact_gate, held
 from fastweights.layers.memory import GateStart, gated
 from fastweights.layers.norm import RMSNorm, unit
 from fastweights.layers.stream import Plan, Reading, StreamLayer, checked
@@ -22,6 +23,7 @@ from fastweights.layers.stream import Plan, Reading, StreamLayer, checked
 Generator = Literal["key", "value", "lr", "retain", "query"]
 GENERATORS: tuple[Generator, ...] = ("key", "value", "lr", "retain")
 """The paper's: the query comes from a static projection."""
+Values = Literal["unit", "bounded"]
 
 
 class SelfModifyingState(NamedTuple):
@@ -44,13 +46,16 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
     Args:
         dim: D.
         heads: independent sets of memories.
-        rule: of all of them; see :func:`~fastweights.core.presets.hope`.
+        rule: of all of them; see :func:`~fastweights.core.presets.hope`. The lr gate lies in 0 to ``lr_max`` times the
+            largest stable step, and is held to that: above 1 the gate need not be wide open to reach it.
         generator_chunk: tokens that share one anchor of the generators; the rule's chunk size is the memory's.
         adaptive: which generators learn in context; another stays what training made of it. ``query`` adds a memory
             for queries, in front of which the paper's main form has a static projection alone.
         head_dim: size of keys and values, ``dim // heads`` by default.
         convolution: taps of the short convolution.
         gates: where the gates start.
+        values: of length 1 (``unit``), or no longer than 1 along the key and across it (``bounded``); see
+            :func:`bounded_value`.
 
     Attributes:
         direction: of every step, 1; -1 goes up the gradients.
@@ -66,10 +71,12 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
         head_dim: int | None = None,
         convolution: int = 4,
         gates: GateStart | None = None,
+        values: Values = "unit",
     ) -> None:
         super().__init__()
         require_rule(rule)
-        gates = gates or GateStart()
+        gates = _as_shares(gates or GateStart(), max(1.0, rule.lr_max))
+        checked(values in get_args(Values), f"values must be unit or bounded, not {values!r}")
         checked(head_dim is not None or dim % heads == 0, f"dim {dim} is not divisible by {heads} heads")
         known = get_args(Generator)
         checked(set(adaptive) <= set(known), f"adaptive names some of {', '.join(known)}, not {adaptive!r}")
@@ -79,7 +86,7 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
         self.memories = SelfModifying(rule, generator_chunk, (*moving, True))
         require_self_modifying(self.memories)
         self._carried = self.memories.carried
-        self.threshold, self.direction = gates.threshold, 1.0
+        self.threshold, self.direction, self.values = gates.threshold, 1.0, values
         inner = heads * self.head_dim
         self.qu = nn.Linear(dim, 2 * inner, bias=False)
         self.convolution = ShortConvolution(2 * inner, convolution)
@@ -125,6 +132,28 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
                 first = (torch.arange(self.head_dim) < half).to(own)
                 own[self.names.index("key")] = torch.diag(first - 1.0)
                 own[self.names.index("value")] = -torch.diag(first)
+
+    def start_counting(self) -> None:
+        """Starts all heads but the first as counters: as linear attention, which nothing fades in.
+
+        Keys and queries lie in the first half of a head's channels, what generators are asked with in the second. A
+        token's value is its key and about as much of the second half. So writing it adds under its key what the memory,
+        empty in a new layer, is trained to answer to the second half; it takes nothing away, and leaves the generators
+        as they were.
+
+        Raises:
+            UserError: the memories are no plain matrices, values are not bounded, or there is but one head.
+        """
+        fits = self.rule.architecture == Matrix() and self.values == "bounded" and self.heads > 1
+        checked(fits, "counters are matrices without a skip, with bounded values, and two heads or more")
+        half = (self.head_dim + 1) // 2
+        with torch.no_grad():
+            q, u = self.qu.weight.view(2, self.heads, self.head_dim, self.dim)[:, 1:]
+            q[:, half:], u[:, :half] = 0.0, 0.0
+            own = self.initial["matrix"].unflatten(0, (-1, self.heads))[:, 1:]
+            key, value = own[self.names.index("key")], own[self.names.index("value")]
+            key[:, half:] = 0.0
+            value[:, :half] = key[:, :half]
 
     @property
     def rule(self) -> Rule:
@@ -185,6 +214,27 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
         retain = None if forget is None else 1.0 - forget
         lr = gate("lr", tells_lr)
         assert lr is not None
-        most = self.rule.lr_max * self._carried.stable_lr(retain, own_targets=True)
-        lr = lr * most * self.direction
-        return Made(unit(q), unit(made["key"]), unit(made["value"]), Gates(lr, gate("momentum", tells_lr), retain))
+        most = self._carried.stable_lr(retain, own_targets=True)
+        lr = held(self.rule.lr_max * lr, 0.0, 1.0) * most * self.direction
+        key, value = unit(made["key"]), unit(made["value"])
+        if self.values == "bounded":
+            value = bounded_value(key, value)
+        return Made(unit(q), key, value, Gates(lr, gate("momentum", tells_lr), retain))
+
+
+def bounded_value(key: Tensor, value: Tensor) -> Tensor:
+    """Twice the parts of a value along its key and across it, each of them 1 long at most.
+
+    Both have length 1 and are ``[..., d]``. A part half as long as the whole is 1 long exactly, and stays so when
+    training moves it a little. Where the dot product teaches a matrix of its own targets, such a value with the part
+    along the key at 1 adds M of the part across under the key and lets nothing fade; at -1, with the largest step, the
+    token twice undoes itself. Backward is straight-through along the key. Note (37) of ``docs/equations.md``.
+    """
+    along = 2.0 * (key * value).sum(-1, keepdim=True)
+    across = 2.0 * value - along * key
+    return held(along, -1.0, 1.0) * key + across * across.square().sum(-1, keepdim=True).clamp_min(1.0).rsqrt()
+
+
+def _as_shares(gates: GateStart, reach: float) -> GateStart:
+    """Starts of the gates where the lr gate is multiplied by ``reach`` and held to 1."""
+    return replace(gates, lr=gates.lr / reach, lr_last=gates.lr_last / reach)

@@ -13,11 +13,11 @@ from fastweights.core.rule import Rule, rule_from_dict
 from fastweights.core.self_modifying import SelfModifying
 from fastweights.errors import UserError
 from fastweights.layers.continuum import Form
-from fastweights.layers.self_modifying import Generator
+from fastweights.layers.self_modifying import Generator, Values
 
 Wiring = Literal["lmm", "mac", "mag", "mal", "self_modifying", "attention", "window", "lstm", "mamba"]
 Recall = Literal["aligned", "pooled"]
-Start = Literal["plain", "induction"]
+Start = Literal["plain", "induction", "counting"]
 LevelOptimiser = Literal["sgd", "momentum", "muon"]
 
 
@@ -41,6 +41,8 @@ class ModelConfig:
         generator_chunk: tokens that share one anchor of the memories that make keys, values and gates
             (``self_modifying``); the rule's chunk size and it divide one another.
         adaptive: which of those learn in context, with commas (``self_modifying``).
+        values: of length 1 (``unit``), or no longer than 1 along the key and across it (``bounded``), which lets a
+            memory count and turn exactly (``self_modifying``).
         expansion: hidden width of the blocks' networks as a multiple of ``dim``.
         levels: chunks of a continuum memory system in every block, with commas, the fastest first (``16,64,256``): its
             networks learn the text's next tokens while it is read. A chunk of 0 is a network that never changes; empty
@@ -64,7 +66,8 @@ class ModelConfig:
         lr_last: the same of the last of several memory heads, those between evenly apart; 0: all as ``lr_start``.
         momentum_start: where the momentum gate starts.
         forget_start: bias that the forget gate starts from; -4 starts shut.
-        start: initial values, ``plain`` or ``induction``; see :func:`~fastweights.models.titans.start_by_copying`.
+        start: initial values: ``plain``; ``induction``, see :func:`~fastweights.models.titans.start_by_copying`; or
+            ``counting``, see `fastweights.layers.self_modifying.SelfModifyingTitans.start_counting`.
         tied: the head shares the embedding's weights.
         embedding_std: spread of the initial embeddings.
 
@@ -82,6 +85,7 @@ class ModelConfig:
     rule: Rule = Rule(Residual(MLP()))
     generator_chunk: int = 16
     adaptive: str = "key,value,lr,retain"
+    values: Values = "unit"
     expansion: float = 8 / 3
     levels: str = ""
     level_form: Form = "sequential"
@@ -124,8 +128,12 @@ class ModelConfig:
         known = ", ".join(get_args(Wiring))
         _require(self.wiring in get_args(Wiring), f"wiring must be one of {known}, not {self.wiring!r}")
         _require(self.recall in get_args(Recall), f"recall must be aligned or pooled, not {self.recall!r}")
-        _require(self.start in get_args(Start), f"start must be plain or induction, not {self.start!r}")
-        for name, kinds in (("level_form", Form), ("level_optimiser", LevelOptimiser)):
+        _require(
+            self.start != "counting" or self.wiring == "self_modifying",
+            f"start='counting' is for wiring='self_modifying', not {self.wiring!r}",
+        )
+        choices = ("level_form", Form), ("level_optimiser", LevelOptimiser), ("start", Start), ("values", Values)
+        for name, kinds in choices:
             given = getattr(self, name)
             _require(given in get_args(kinds), f"{name} must be one of {', '.join(get_args(kinds))}, not {given!r}")
         _require(self.level_order in (1, 2), f"level_order must be 1 or 2, not {self.level_order}")
@@ -183,7 +191,7 @@ class ModelConfig:
         if self.wiring != "self_modifying":
             return self.rule.lr_max * float(self.rule.stable_lr(None))
         carried = SelfModifying(self.rule, self.generator_chunk, ()).carried
-        return self.rule.lr_max * float(carried.stable_lr(None, own_targets=True))
+        return min(self.rule.lr_max, 1.0) * float(carried.stable_lr(None, own_targets=True))
 
     @property
     def grows(self) -> bool:

@@ -20,7 +20,7 @@ from fastweights.layers.stream import Plan, Reading, mapped, unpack_surprise
 from fastweights.models.config import ModelConfig
 from fastweights.models.groups import parameter_groups
 from fastweights.models.hope import HopeState, Learner
-from fastweights.models.titans import build_block, start_by_copying
+from fastweights.models.titans import build_block, start_by_copying, start_by_counting
 
 ModelState = tuple[Any, ...]
 """One state for each block; of a model with levels a `fastweights.models.hope.HopeState`."""
@@ -71,6 +71,8 @@ class LanguageModel(nn.Module):
         if config.start == "induction":
             start_by_copying(self._blocks())
             nn.init.normal_(self.head.weight, std=0.02)
+        if config.start == "counting":
+            start_by_counting(self._blocks())
         if config.tied:
             self.head.weight = self.embedding.weight
 

@@ -53,6 +53,7 @@ def build_mixer(config: ModelConfig) -> StreamLayer[Any]:
             config.memory_head_dim or None,
             config.convolution,
             gates,
+            config.values,
         )
     memory = MemoryLayer(
         config.dim, heads, config.rule, config.memory_head_dim or None, convolution=config.convolution, gates=gates
@@ -90,3 +91,11 @@ def start_by_copying(blocks: Sequence[Block | ContinuumBlock]) -> None:
                     module.down.weight.mul_(0.3)
                 if isinstance(module, MemoryLayer | SelfModifyingTitans):
                     module.out.weight.mul_(0.3)
+
+
+def start_by_counting(blocks: Sequence[Block | ContinuumBlock]) -> None:
+    """Initial values of ``ModelConfig.start = "counting"``, which those memories have that modify themselves."""
+    for block in blocks:
+        for module in block.modules():
+            if isinstance(module, SelfModifyingTitans):
+                module.start_counting()
