@@ -46,8 +46,8 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
     Args:
         dim: D.
         heads: independent sets of memories.
-        rule: of all of them; see :func:`~fastweights.core.presets.hope`. The lr gate lies in 0 to ``lr_max`` times the
-            largest stable step, and is held to that: above 1 the gate need not be wide open to reach it.
+        rule: of all of them; see :func:`~fastweights.core.presets.hope`. A step is ``lr_max`` times the gate, at most
+            1, times the largest stable step: with an ``lr_max`` above 1 the gate reaches it before it is wide open.
         generator_chunk: tokens that share one anchor of the generators; the rule's chunk size is the memory's.
         adaptive: which generators learn in context; another stays what training made of it. ``query`` adds a memory
             for queries, in front of which the paper's main form has a static projection alone.
