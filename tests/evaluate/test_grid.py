@@ -247,6 +247,11 @@ def test_recipes_of_comparisons(tmp_path: Path) -> None:
     (tmp_path / "x.py").write_text("def comparison():\n    return 3\n")
     with pytest.raises(RecipeError, match="gave a int, not a Comparison"):
         load_comparison(tmp_path / "x.py")
+    nothing = "Comparison(models={}, contests={}, minutes={('needel', 'mac'): 3.0})"
+    imported = "from fastweights.evaluate.contest import Comparison\n"
+    (tmp_path / "y.py").write_text(f"{imported}def comparison():\n    return {nothing}\n")
+    with pytest.raises(UserError, match="names \\('needel', 'mac'\\), which is no contest and model of it"):
+        load_comparison(tmp_path / "y.py")
 
 
 def test_the_ablation_takes_one_thing_away_at_a_time() -> None:

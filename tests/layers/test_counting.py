@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from tests.layers.wirings import floats
 from torch import Tensor
 
 from fastweights.core import presets
-from fastweights.core.architecture import Matrix
+from fastweights.core.architecture import Matrix, Skip
 from fastweights.core.bias import DotProduct
 from fastweights.errors import UserError
 from fastweights.layers.gates import held
@@ -40,6 +41,7 @@ def test_parts_of_a_bounded_value_are_no_longer_than_one_and_reach_it() -> None:
         across = (value - along * key).norm(dim=-1)
         assert along.abs().max() <= 1 + 1e-12
         assert across.max() <= 1 + 1e-12
+        assert (value[along[:, 0] <= 0].norm(dim=-1) <= 1 + 1e-9).all()
         if abs(share) == 0.8:
             torch.testing.assert_close(along, torch.full_like(along, share).sign())
         if share == 0.3:
@@ -92,13 +94,23 @@ def test_a_token_that_turns_undoes_itself_with_the_largest_step() -> None:
         with torch.no_grad():
             own = layer.initial["matrix"].unflatten(0, (-1, 2))
             layer.start_counting()
-            own[1], own[-1] = -own[0], torch.randn(2, 16, 16)  # Values are the opposite of keys.
+            # Values are about the opposite of keys.
+            own[1], own[-1] = 0.1 * torch.randn(2, 16, 16) - own[0], torch.randn(2, 16, 16)
             for name, start in (("lr", 3.5), ("retain", -20.0)):
                 layer.readouts[name].zero_()
                 layer.biases[name].fill_(start)
         even, odd, later = (memories(layer, x[:, :n])[-1, 1] for n in (10, 11, 60))
         assert (odd - even).norm() > 0.1
         assert torch.allclose(later, even, rtol=1e-9, atol=1e-12) == (most > 1)
+
+
+def test_tokens_that_turn_make_no_memory_longer() -> None:
+    key = unit(torch.randn(1000, 16, dtype=torch.float64))
+    value = bounded_value(key, unit(0.1 * torch.randn(1000, 16, dtype=torch.float64) - key))
+    memory = start = torch.randn(16, 16, dtype=torch.float64)
+    for k, v in zip(key, value, strict=True):
+        memory = memory + torch.outer(memory @ (v - k), k)
+    torch.testing.assert_close(memory.norm(), start.norm(), rtol=1e-6, atol=0.0)
 
 
 def test_no_step_is_longer_than_the_largest() -> None:
@@ -113,12 +125,44 @@ def test_no_step_is_longer_than_the_largest() -> None:
 
 
 def test_gates_start_where_the_configuration_says_also_where_they_reach_further() -> None:
-    config = ModelConfig(vocab_size=9, dim=32, wiring="self_modifying", rule=RULE, generator_chunk=1)
-    config = replace(config, memory_heads=2, lr_start=0.9, lr_last=0.1, values="bounded", start="counting")
+    rule = replace(RULE, lr_max=2.0)
+    config = ModelConfig(vocab_size=9, dim=32, wiring="self_modifying", rule=rule, generator_chunk=1)
+    config = replace(config, memory_heads=3, memory_head_dim=8, lr_start=0.9, lr_last=0.01)
     felt = LanguageModel(config)(torch.randint(9, (2, 20)), surprise=True).surprise[0]
-    torch.testing.assert_close(felt.lr.mean((0, 2)), torch.tensor([0.9, 0.1]), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(felt.lr.mean((0, 2)), torch.tensor([0.9, 0.09, 0.009]), rtol=0.02, atol=0.0)
 
 
-def test_only_self_modifying_memories_start_as_counters() -> None:
-    with pytest.raises(UserError, match="is for wiring='self_modifying', not 'lmm'"):
-        ModelConfig(wiring="lmm", start="counting")
+COUNTING = ModelConfig(
+    dim=32, wiring="self_modifying", rule=RULE, generator_chunk=1, memory_heads=2, values="bounded", start="counting"
+)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"wiring": "lmm"}, "start='counting' is for wiring='self_modifying', not 'lmm'"),
+        ({"wiring": "lmm", "start": "plain"}, "values='bounded' is for wiring='self_modifying', not 'lmm'"),
+        ({"values": "unit"}, "needs values='bounded', not 'unit'"),
+        ({"memory_heads": 1}, "needs 2 memory heads or more, not 1"),
+        ({"rule": presets.hope(1)}, "needs a rule whose architecture is Matrix\\(\\), not"),
+        ({"adaptive": "key,query"}, "needs static queries: leave query out of adaptive"),
+    ],
+)
+def test_what_cannot_count_is_refused_with_what_it_needs(change: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        replace(COUNTING, **change)
+
+
+def test_a_plain_matrix_that_makes_queries_adds_them_to_the_token() -> None:
+    """A skip passes the question on, so it is taken out of the answer; a matrix without one passes nothing on."""
+    made = {}
+    for architecture in (Matrix(), Skip(Matrix())):
+        layer = SelfModifyingTitans(8, 1, replace(RULE, architecture=architecture), 1, ("query",)).double()
+        with torch.no_grad():
+            layer.initial["matrix"].zero_()
+        x = torch.randn(1, 1, 8, dtype=torch.float64)
+        q, u = (torch.randn(1, 1, 1, 8, dtype=torch.float64) for _ in range(2))
+        answers = (u if architecture != Matrix() else 0.0 * u).unsqueeze(1).expand(-1, 5, -1, -1, -1)
+        made[architecture] = layer.make(q, u, answers).q
+        torch.testing.assert_close(made[architecture], unit(q))
+        assert layer(x).y.isfinite().all()

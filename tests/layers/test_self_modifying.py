@@ -41,13 +41,14 @@ def direction(x: Tensor) -> Tensor:
 
 
 def value_of(layer: SelfModifyingTitans, k: Tensor, made: Tensor) -> Tensor:
-    """Of length 1, or twice that and held along the key and across it."""
+    """Of length 1; or twice that and held along the key and across it, to less where it points against the key."""
     v = direction(made)
     if layer.values == "unit":
         return v
     p = 2 * (v @ k)
     across = 2 * v - p * k
-    across = across / across.norm() if across.norm() > 1 else across
+    most = max(1e-12, 1 - min(0.0, max(-1.0, p.item())) ** 2) ** 0.5
+    across = most * across / across.norm() if across.norm() > most else across
     return (p + (p.clip(-1, 1) - p).detach()) * k + across
 
 
@@ -87,7 +88,7 @@ def paper_loop(layer: SelfModifyingTitans, x: Tensor) -> tuple[Tensor, list[list
                 chunk = rule.chunk_size if i == count - 1 else layer.memories.generator_chunk
                 anchors[i] = now[i] if t % chunk == 0 else anchors[i]
             made = {name: answer(anchors[i], u[t, h], skip) for i, name in enumerate(layer.names)}
-            query = q[t, h] + made["query"] - u[t, h] if "query" in made else q[t, h]
+            query = q[t, h] + made["query"] - skip * u[t, h] if "query" in made else q[t, h]
             gates = {
                 name: exact_gate(
                     direction(made[name]) * layer.head_dim**0.5 @ layer.readouts[name][h] + layer.biases[name][h],
@@ -332,9 +333,9 @@ REFUSED: dict[str, tuple[Callable[[], SelfModifyingTitans], str]] = {
         lambda: SelfModifyingTitans(8, 2, presets.hope(), values="long"),  # type: ignore[arg-type]
         "unit or bounded",
     ),
-    "counters with a skip": (lambda: start_counting(presets.hope(1), "bounded", 2), "counters are matrices"),
-    "counters with unit values": (lambda: start_counting(COUNTS, "unit", 2), "counters are matrices"),
-    "one head to turn and to count": (lambda: start_counting(COUNTS, "bounded", 1), "two heads"),
+    "counters with a skip": (lambda: start_counting(presets.hope(1), "bounded", 2), "architecture is Matrix"),
+    "counters with unit values": (lambda: start_counting(COUNTS, "unit", 2), "needs values='bounded'"),
+    "one head to turn and to count": (lambda: start_counting(COUNTS, "bounded", 1), "2 memory heads or more, not 1"),
     "no head size": (lambda: SelfModifyingTitans(9, 2, presets.hope(), 16), "not divisible by 2 heads"),
 }
 

@@ -63,6 +63,7 @@ def test_json_of_something_else_is_refused(change: dict[str, Any], says: str) ->
         lambda: OptimiserConfig(weight_decay=-1.0),
         lambda: PriceConfig(value=float("inf")),
         lambda: replace(TINY, seed=2**63),
+        lambda: replace(TINY, label_smoothing=1.0),
         lambda: OptimiserConfig(betas=(0.9, 1.0)),
         lambda: OptimiserConfig(final_fraction=2),
         lambda: OptimiserConfig(clip=0),

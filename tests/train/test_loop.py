@@ -313,6 +313,18 @@ def test_probes_and_a_hook_are_run_when_due_and_the_best_is_kept(tmp_path: Path)
     assert best["far/loss"]["value"] == min(metrics["far/loss"] for _, metrics in seen)
 
 
+def test_labels_are_smoothed_in_training_and_not_in_probes(tmp_path: Path) -> None:
+    evaluation = EvaluationConfig(probes=(Probe(name="far", length=48, batch_size=2),))
+    plain = replace(short(1), evaluation=evaluation, price=PriceConfig(), optimiser=OptimiserConfig(lr=1e-12))
+    found = {}
+    for share in (0.0, 0.5):
+        steps: list[StepRecord] = []
+        result = train(replace(plain, label_smoothing=share), tmp_path / str(share), on_step=steps.append)
+        found[share] = steps[0].loss, result.metrics["far/loss"]
+    assert found[0.5][0] != found[0.0][0]
+    assert found[0.5][1] == pytest.approx(found[0.0][1], rel=1e-5)
+
+
 def test_a_run_can_start_from_a_model(tmp_path: Path) -> None:
     model = LanguageModel(TINY_MODEL)
     save_model(model, tmp_path / "model", tokenizer="")

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tests.train.runs import TINY_MODEL
 from torch import Tensor
 
@@ -33,6 +34,16 @@ def test_the_loss_is_the_weighted_mean_over_all_logits(batch: Batch) -> None:
     wanted = (expected * batch.weights).sum() / batch.weights.sum()
     torch.testing.assert_close(weighted_mean(losses, batch), wanted)
     assert torch.equal(guesses, output.logits.argmax(-1)[batch.weights > 0])
+
+
+def test_smoothed_labels_give_a_share_to_the_whole_vocabulary(batch: Batch) -> None:
+    model = LanguageModel(TINY_MODEL)
+    hidden = model.encode(batch.ids).hidden
+    chosen = batch.weights > 0
+    logs = model.logits(hidden[chosen]).log_softmax(-1)
+    target = F.one_hot(batch.targets[chosen], logs.shape[-1]).to(logs)
+    wanted = -((0.9 * target + 0.1 / logs.shape[-1]) * logs).sum(-1)
+    torch.testing.assert_close(token_losses(model, hidden, batch, 0.1)[0], wanted)
 
 
 def test_logits_are_computed_at_the_chosen_positions_only(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:

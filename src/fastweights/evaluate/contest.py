@@ -56,6 +56,7 @@ class Contest:
         guess: what a guess gets, in the same unit.
         optimiser: of training.
         price: on writing, for models that have a memory.
+        label_smoothing: of training.
         skip: which steps are skipped, and when training gives up.
         minutes: of training, at most; a model that is cut off is asked as it is, and marked.
         enough: training ends early when every question is answered this well, on rows of another seed than those of the
@@ -73,6 +74,7 @@ class Contest:
     guess: float
     optimiser: OptimiserConfig = OptimiserConfig(lr=3e-3, weight_decay=0.01, warmup_steps=50)
     price: PriceConfig = PriceConfig()
+    label_smoothing: float = 0.0
     skip: SkipConfig = SkipConfig()
     minutes: float = 4.0
     enough: float = 0.0
@@ -135,6 +137,7 @@ class Comparison:
             seed=cell.seed,
             optimiser=contest.optimiser,
             price=contest.price if model.has_memory else PriceConfig(),
+            label_smoothing=contest.label_smoothing,
             skip=contest.skip,
             checkpoint=CheckpointConfig(every_minutes=1.0, keep=1),
             evaluation=contest.looks,

@@ -50,6 +50,9 @@ def load_comparison(name: str | Path) -> Comparison:
     found = call_recipe(path, "comparison")
     if not isinstance(found, Comparison):
         raise RecipeError(f"comparison() in {path} gave a {type(found).__name__}, not a Comparison")
+    for contest, model in found.minutes:
+        if contest not in found.contests or model not in found.models:
+            raise UserError(f"minutes in {path} names ({contest!r}, {model!r}), which is no contest and model of it")
     return found
 
 

@@ -30,6 +30,11 @@ def held(x: Tensor, least: float, most: float) -> Tensor:
     return x + (x.clamp(least, most) - x).detach()
 
 
+def reached(lr: Tensor, reaches: tuple[float, ...]) -> Tensor:
+    """Steps ``[B, heads, T, n]`` times how far each head reaches; as they are where ``reaches`` is empty."""
+    return lr * lr.new_tensor(reaches).view(-1, 1, 1) if reaches else lr
+
+
 def gate_bias(value: float, threshold: float) -> float:
     """The z at which :func:`exact_gate` gives ``value``, for 0 < value < 1."""
     s = value * (1.0 - threshold) + threshold

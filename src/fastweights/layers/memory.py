@@ -14,7 +14,7 @@ from fastweights.core.engine import init_state, run
 from fastweights.core.rule import Rule, require_rule
 from fastweights.core.types import Gates, MemoryState
 from fastweights.layers.convolution import OWN, ShortConvolution, one_token_back
-from fastweights.layers.gates import exact_gate, gate_bias
+from fastweights.layers.gates import exact_gate, gate_bias, reached
 from fastweights.layers.norm import RMSNorm, unit
 from fastweights.layers.stream import Plan, Reading, StreamLayer, checked
 
@@ -36,7 +36,8 @@ class GateStart:
         momentum: of the momentum gate.
         forget: bias of the forget gate (before the sigmoid); -4 starts shut: a memory should first of all keep. Rules
             that write what they forget (``tied``) start at 0 instead.
-        lr_last: as ``lr``, of the last of several heads, with those between evenly apart; 0: every head starts alike.
+        lr_last: the longest step of the last of several heads, as a share of the first one's, with those between
+            geometrically apart; 0: all heads reach equally far.
 
     The gates ``threshold`` and ``importance`` start wide open, at 0.9 of their range.
     """
@@ -55,12 +56,13 @@ class GateStart:
 
     def biases(self, rule: Rule, heads: int) -> tuple[Tensor, ...]:
         """What each gate's number before the sigmoid starts from, in the order of the gates: ``[heads, 1]`` each."""
-        apart = ((self.lr_last or self.lr) - self.lr) / max(1, heads - 1)
-        shares = [self.lr + apart * head for head in range(heads)]
-        lr = torch.tensor([gate_bias(share, self.threshold) for share in shares]).unsqueeze(1)
-        momentum, open_wide = gate_bias(self.momentum, self.threshold), gate_bias(0.9, self.threshold)
-        others = momentum, 0.0 if rule.tied else self.forget, open_wide, open_wide
-        return (lr, *(torch.full((heads, 1), bias) for bias in others))
+        lr, momentum, open_wide = (gate_bias(share, self.threshold) for share in (self.lr, self.momentum, 0.9))
+        starts = lr, momentum, 0.0 if rule.tied else self.forget, open_wide, open_wide
+        return tuple(torch.full((heads, 1), bias) for bias in starts)
+
+    def reaches(self, heads: int) -> tuple[float, ...]:
+        """The longest step of each head, as a share of the first one's; empty where all reach equally far."""
+        return tuple(self.lr_last ** (head / max(1, heads - 1)) for head in range(heads)) if self.lr_last else ()
 
 
 class MemoryLayer(StreamLayer[MemoryLayerState]):
@@ -101,6 +103,7 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
         self.maps = rule.maps(self.head_dim, self.head_dim)
         self.constants = rule.constants(self.head_dim, self.head_dim)
         self._make_gates(gates)
+        self.reaches = gates.reaches(heads)
         self.initial = nn.ParameterDict(
             {m.name: torch.randn(heads, m.outputs, m.inputs) * rule.initial_spread(m) for m in self.maps if m.learned}
             | {c.name: torch.tensor(rule.initial_constant(c)).expand(heads, 1, -1).clone() for c in self.constants}
@@ -211,7 +214,7 @@ class MemoryLayer(StreamLayer[MemoryLayerState]):
             for gate, largest in zip(found, self.ranges, strict=True)
         )
         retain = None if forget is None else 1.0 - forget
-        lr = None if lr is None else lr * self.rule.stable_lr(retain)
+        lr = None if lr is None else reached(lr * self.rule.stable_lr(retain), self.reaches)
         return Gates(lr, momentum, retain, threshold, importance)
 
     def _open(self, found: list[Tensor | None], z: Tensor, widths: list[int]) -> None:

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastweights.core.architecture import Matrix, Skip
+from fastweights.core.architecture import Architecture, Matrix, Skip
 from fastweights.core.rule import Rule, require_rule
 from fastweights.core.self_modifying import Made, SelfModifying, begin, require_self_modifying, run_self_modifying
 from fastweights.core.types import Gates, MemoryState
 from fastweights.layers.convolution import OWN, ShortConvolution, one_token_back
-from fastweights.layers.gates import exact_gate, held
+from fastweights.layers.gates import exact_gate, held, reached
 from fastweights.layers.memory import GateStart, gated
 from fastweights.layers.norm import RMSNorm, unit
 from fastweights.layers.stream import Plan, Reading, StreamLayer, checked
@@ -48,6 +48,7 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
         heads: independent sets of memories.
         rule: of all of them; see :func:`~fastweights.core.presets.hope`. A step is ``lr_max`` times the gate, at most
             1, times the largest stable step: with an ``lr_max`` above 1 the gate reaches it before it is wide open.
+            Heads may reach less far (`GateStart.lr_last`).
         generator_chunk: tokens that share one anchor of the generators; the rule's chunk size is the memory's.
         adaptive: which generators learn in context; another stays what training made of it. ``query`` adds a memory
             for queries, in front of which the paper's main form has a static projection alone.
@@ -75,7 +76,8 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
     ) -> None:
         super().__init__()
         require_rule(rule)
-        gates = _as_shares(gates or GateStart(), max(1.0, rule.lr_max))
+        gates = gates or GateStart()
+        gates = replace(gates, lr=gates.lr / max(1.0, rule.lr_max))
         checked(values in get_args(Values), f"values must be unit or bounded, not {values!r}")
         checked(head_dim is not None or dim % heads == 0, f"dim {dim} is not divisible by {heads} heads")
         known = get_args(Generator)
@@ -87,6 +89,7 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
         require_self_modifying(self.memories)
         self._carried = self.memories.carried
         self.threshold, self.direction, self.values = gates.threshold, 1.0, values
+        self.reaches = gates.reaches(heads)
         inner = heads * self.head_dim
         self.qu = nn.Linear(dim, 2 * inner, bias=False)
         self.convolution = ShortConvolution(2 * inner, convolution)
@@ -134,18 +137,18 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
                 own[self.names.index("value")] = -torch.diag(first)
 
     def start_counting(self) -> None:
-        """Starts all heads but the first as counters: as linear attention, which nothing fades in.
+        """Starts all heads but the first as counters: nearly as linear attention, which nothing fades in.
 
         Keys and queries lie in the first half of a head's channels, what generators are asked with in the second. A
         token's value is its key and about as much of the second half. So writing it adds under its key what the memory,
-        empty in a new layer, is trained to answer to the second half; it takes nothing away, and leaves the generators
-        as they were.
+        random there and 0 elsewhere, answers to the second half; it takes nothing away from most tokens, and leaves the
+        generators as they were. Training may mix the halves; the shorter a head's steps (`GateStart.lr_last`), the
+        less that bends its counts.
 
         Raises:
-            UserError: the memories are no plain matrices, values are not bounded, or there is but one head.
+            UserError: the layer cannot count; see :func:`require_counting`.
         """
-        fits = self.rule.architecture == Matrix() and self.values == "bounded" and self.heads > 1
-        checked(fits, "counters are matrices without a skip, with bounded values, and two heads or more")
+        require_counting(self.rule.architecture, self.values, self.heads, self.names)
         half = (self.head_dim + 1) // 2
         with torch.no_grad():
             q, u = self.qu.weight.view(2, self.heads, self.head_dim, self.dim)[:, 1:]
@@ -154,6 +157,7 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
             key, value = own[self.names.index("key")], own[self.names.index("value")]
             key[:, half:] = 0.0
             value[:, :half] = key[:, :half]
+            own[-1][:, :, half:].normal_(std=self.head_dim**-0.5)
 
     @property
     def rule(self) -> Rule:
@@ -200,7 +204,8 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
         """Keys, values and gates of a chunk; see :data:`~fastweights.core.self_modifying.Maker`."""
         made = dict(zip(self.names, answers.unbind(1), strict=True))
         if "query" in made:
-            q = q + made["query"] - u
+            # What the memory's skip passes on is the token itself.
+            q = q + made["query"] - (u if isinstance(self.rule.architecture, Skip) else 0.0)
 
         def gate(name: str, source: Tensor) -> Tensor | None:
             if name not in self.readouts:
@@ -215,7 +220,7 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
         lr = gate("lr", tells_lr)
         assert lr is not None
         most = self._carried.stable_lr(retain, own_targets=True)
-        lr = held(self.rule.lr_max * lr, 0.0, 1.0) * most * self.direction
+        lr = reached(held(self.rule.lr_max * lr, 0.0, 1.0) * most, self.reaches) * self.direction
         key, value = unit(made["key"]), unit(made["value"])
         if self.values == "bounded":
             value = bounded_value(key, value)
@@ -223,18 +228,36 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
 
 
 def bounded_value(key: Tensor, value: Tensor) -> Tensor:
-    """Twice the parts of a value along its key and across it, each of them 1 long at most.
+    """Twice the parts of a value along its key and across it, the first at most 1 long, and the whole where it is < 0.
 
     Both have length 1 and are ``[..., d]``. A part half as long as the whole is 1 long exactly, and stays so when
     training moves it a little. Where the dot product teaches a matrix of its own targets, such a value with the part
-    along the key at 1 adds M of the part across under the key and lets nothing fade; at -1, with the largest step, the
-    token twice undoes itself. Backward is straight-through along the key. Note (37) of ``docs/equations.md``.
+    along the key at 1 adds M of the part across under the key, at most 1 long, and lets nothing fade; at -1, where no
+    part across is left, it is the opposite of the key, and with the largest step the token turns M round. Where the
+    part along the key is not above 0, random tokens make nothing longer. Backward is straight-through along the key.
+    Note (37) of ``docs/equations.md``.
     """
     along = 2.0 * (key * value).sum(-1, keepdim=True)
     across = 2.0 * value - along * key
-    return held(along, -1.0, 1.0) * key + across * across.square().sum(-1, keepdim=True).clamp_min(1.0).rsqrt()
+    along = held(along, -1.0, 1.0)
+    most = (1.0 - along.detach().clamp_max(0.0).square()).clamp_min(1e-12)
+    return along * key + across * (across.square().sum(-1, keepdim=True) / most).clamp_min(1.0).rsqrt()
 
 
-def _as_shares(gates: GateStart, reach: float) -> GateStart:
-    """Starts of the gates where the lr gate is multiplied by ``reach`` and held to 1."""
-    return replace(gates, lr=gates.lr / reach, lr_last=gates.lr_last / reach)
+def require_counting(architecture: Architecture, values: str, heads: int, made: Collection[str]) -> None:
+    """Refuses layers whose heads cannot start as counters.
+
+    Args:
+        architecture: of the memories; ``Matrix()`` can.
+        values: ``bounded`` can.
+        heads: of the layer; 2 or more.
+        made: what memories make; all but ``query`` can be made.
+
+    Raises:
+        UserError: with what is wrong.
+    """
+    needs = "start='counting' needs"
+    checked(architecture == Matrix(), f"{needs} a rule whose architecture is Matrix(), not {architecture!r}")
+    checked(values == "bounded", f"{needs} values='bounded', not {values!r}")
+    checked(heads > 1, f"{needs} 2 memory heads or more, not {heads}")
+    checked("query" not in made, f"{needs} static queries: leave query out of adaptive")

@@ -13,7 +13,7 @@ from fastweights.core.rule import Rule, rule_from_dict
 from fastweights.core.self_modifying import SelfModifying
 from fastweights.errors import UserError
 from fastweights.layers.continuum import Form
-from fastweights.layers.self_modifying import Generator, Values
+from fastweights.layers.self_modifying import Generator, Values, require_counting
 
 Wiring = Literal["lmm", "mac", "mag", "mal", "self_modifying", "attention", "window", "lstm", "mamba"]
 Recall = Literal["aligned", "pooled"]
@@ -63,7 +63,8 @@ class ModelConfig:
         memory_tokens: recalled tokens in ``pooled`` mode, a divisor of ``segment``.
         gate_threshold: below this (before rescaling) a gate of the memory is exactly 0.
         lr_start: where the lr gate starts, as a share of :attr:`largest_lr`.
-        lr_last: the same of the last of several memory heads, those between evenly apart; 0: all as ``lr_start``.
+        lr_last: the longest step of the last of several memory heads, as a share of the first one's, those between
+            geometrically apart; 0: all reach equally far.
         momentum_start: where the momentum gate starts.
         forget_start: bias that the forget gate starts from; -4 starts shut.
         start: initial values: ``plain``; ``induction``, see :func:`~fastweights.models.titans.start_by_copying`; or
@@ -128,10 +129,9 @@ class ModelConfig:
         known = ", ".join(get_args(Wiring))
         _require(self.wiring in get_args(Wiring), f"wiring must be one of {known}, not {self.wiring!r}")
         _require(self.recall in get_args(Recall), f"recall must be aligned or pooled, not {self.recall!r}")
-        _require(
-            self.start != "counting" or self.wiring == "self_modifying",
-            f"start='counting' is for wiring='self_modifying', not {self.wiring!r}",
-        )
+        for name, own in (("start", "counting"), ("values", "bounded")):
+            fits = getattr(self, name) != own or self.wiring == "self_modifying"
+            _require(fits, f"{name}={own!r} is for wiring='self_modifying', not {self.wiring!r}")
         choices = ("level_form", Form), ("level_optimiser", LevelOptimiser), ("start", Start), ("values", Values)
         for name, kinds in choices:
             given = getattr(self, name)
@@ -141,6 +141,8 @@ class ModelConfig:
         made = {part.strip() for part in self.adaptive.split(",")}
         known = ", ".join(get_args(Generator))
         _require(made <= set(get_args(Generator)), f"adaptive names some of {known}, not {self.adaptive!r}")
+        if self.start == "counting":
+            require_counting(self.rule.architecture, self.values, self.memory_heads or self.heads, made)
         if self.wiring == "mac":
             chunk = self.rule.chunk_size
             _require(

@@ -238,6 +238,10 @@ class TrainConfig:
         task: where batches come from (stages may name their own).
         stages: the curriculum, in order.
         seed: decides the initial weights and every batch.
+        label_smoothing: share of each target that goes to all of the vocabulary alike, in [0, 1) (Szegedy et al. 2016,
+            section 7). Cross-entropy alone is content once an answer is far on the right side; with a share above 0 it
+            is least at one finite margin, which every answer is drawn to. The loss that is logged has it in; no probe
+            does.
         precision: ``bfloat16`` keeps the model's parameters in bfloat16 and trains a float32 copy of each.
         recompute: run blocks again in the backward pass instead of keeping what they computed: less memory, more time.
         compile: let torch.compile fuse parts of the layers (:func:`fastweights.core.compiled.use_compiler`); needs a
@@ -260,6 +264,7 @@ class TrainConfig:
     hint: HintConfig = field(default_factory=HintConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    label_smoothing: float = 0.0
     precision: Literal["float32", "bfloat16"] = "float32"
     recompute: bool = False
     compile: bool = False
@@ -272,6 +277,8 @@ class TrainConfig:
         _require(len(self.stages) >= 1, "a training run needs at least one stage")
         _require(0 <= self.seed < 2**63, f"seed must lie in [0, 2**63), not {self.seed}")
         _require(self.threads >= 0, f"threads must not be negative, not {self.threads}")
+        smoothing = self.label_smoothing
+        _require(0 <= smoothing < 1, f"label_smoothing must lie in [0, 1), not {smoothing}")
         priced = self.price.value == 0 or self.model.has_memory
         _require(priced, f"price.value must be 0 for a model of wiring {self.model.wiring!r}: it writes to no memory")
         last = self.model.depth - 1

@@ -33,13 +33,16 @@ class AnswerCounts(NamedTuple):
     answers: int
 
 
-def token_losses(model: LanguageModel, hidden: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
+def token_losses(
+    model: LanguageModel, hidden: Tensor, batch: Batch, label_smoothing: float = 0.0
+) -> tuple[Tensor, Tensor]:
     """Cross-entropies and best guesses at the positions with a weight, and only there.
 
     Args:
         model: gives the logits.
         hidden: ``[B, T, D]`` from ``model.encode``.
         batch: where ``weights > 0`` a prediction counts.
+        label_smoothing: share of each target that goes to all of the vocabulary alike, in [0, 1).
 
     Returns:
         (cross-entropy in nats, float32 ``[N]``; guessed ids, int64 ``[N]``), in row-major order of the positions.
@@ -47,7 +50,8 @@ def token_losses(model: LanguageModel, hidden: Tensor, batch: Batch) -> tuple[Te
     """
     chosen = batch.weights > 0
     logits = model.logits(hidden[chosen]).float()
-    return F.cross_entropy(logits, batch.targets[chosen], reduction="none"), logits.detach().argmax(dim=-1)
+    losses = F.cross_entropy(logits, batch.targets[chosen], reduction="none", label_smoothing=label_smoothing)
+    return losses, logits.detach().argmax(dim=-1)
 
 
 def weighted_mean(losses: Tensor, batch: Batch) -> Tensor:

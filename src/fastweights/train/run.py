@@ -243,7 +243,7 @@ class Run:
         hinted = hint.weight > 0 and batch.hints is not None and self.step < hint.end * self.config.steps
         tap = hint.block if hinted else None
         output = self.model.encode(batch.ids, start, mask=batch.mask, surprise=measured, tap=tap)
-        losses, guesses = token_losses(self.model, output.hidden, batch)
+        losses, guesses = token_losses(self.model, output.hidden, batch, self.config.label_smoothing)
         price = hint_part = losses.new_zeros(())
         if output.surprise:
             price = write_price(output.surprise, self.config.model.largest_lr, batch.mask)
