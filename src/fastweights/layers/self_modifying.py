@@ -157,7 +157,7 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
             key, value = own[self.names.index("key")], own[self.names.index("value")]
             key[:, half:] = 0.0
             value[:, :half] = key[:, :half]
-            own[-1][:, :, half:].normal_(std=self.head_dim**-0.5)
+            own[-1][:, :, half:].normal_()
 
     @property
     def rule(self) -> Rule:
