@@ -165,10 +165,10 @@ def test_heads_may_reach_less_far_than_the_first(build: type[MemoryLayer | SelfM
     torch.testing.assert_close(felt.lr[0, :, -1], torch.tensor([0.9, 0.09, 0.009]), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["threshold", "lr", "lr_last", "momentum"])
-def test_gates_that_would_start_outside_their_range_are_refused(name: str) -> None:
+@pytest.mark.parametrize(("name", "share"), [("threshold", 1.0), ("lr", 1.0), ("lr_last", 1.1), ("momentum", 1.0)])
+def test_gates_that_would_start_outside_their_range_are_refused(name: str, share: float) -> None:
     with pytest.raises(UserError, match=name):
-        GateStart(**{name: 1.0})
+        GateStart(**{name: share})
 
 
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:

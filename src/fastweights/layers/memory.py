@@ -51,7 +51,7 @@ class GateStart:
     def __post_init__(self) -> None:
         checked(0 <= self.threshold < 1, f"the gates' threshold must lie in [0, 1), not {self.threshold}")
         checked(0 < self.lr < 1, f"the lr gate must start inside (0, 1), not at {self.lr}")
-        checked(0 <= self.lr_last < 1, f"lr_last must lie in [0, 1), not be {self.lr_last}")
+        checked(0 <= self.lr_last <= 1, f"lr_last must lie in [0, 1], not be {self.lr_last}")
         checked(0 < self.momentum < 1, f"the momentum gate must start inside (0, 1), not at {self.momentum}")
 
     def biases(self, rule: Rule, heads: int) -> tuple[Tensor, ...]:

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastweights.core.architecture import Architecture, Matrix, Skip
+from fastweights.core.architecture import Matrix, Residual, Skip
+from fastweights.core.bias import DotProduct
 from fastweights.core.rule import Rule, require_rule
 from fastweights.core.self_modifying import Made, SelfModifying, begin, require_self_modifying, run_self_modifying
 from fastweights.core.types import Gates, MemoryState
@@ -148,7 +149,7 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
         Raises:
             UserError: the layer cannot count; see :func:`require_counting`.
         """
-        require_counting(self.rule.architecture, self.values, self.heads, self.names)
+        require_counting(self.rule, self.values, self.heads, self.names)
         half = (self.head_dim + 1) // 2
         with torch.no_grad():
             q, u = self.qu.weight.view(2, self.heads, self.head_dim, self.dim)[:, 1:]
@@ -205,7 +206,7 @@ class SelfModifyingTitans(StreamLayer[SelfModifyingState]):
         made = dict(zip(self.names, answers.unbind(1), strict=True))
         if "query" in made:
             # What the memory's skip passes on is the token itself.
-            q = q + made["query"] - (u if isinstance(self.rule.architecture, Skip) else 0.0)
+            q = q + made["query"] - (u if isinstance(self.rule.architecture, Skip | Residual) else 0.0)
 
         def gate(name: str, source: Tensor) -> Tensor | None:
             if name not in self.readouts:
@@ -234,8 +235,8 @@ def bounded_value(key: Tensor, value: Tensor) -> Tensor:
     training moves it a little. Where the dot product teaches a matrix of its own targets, such a value with the part
     along the key at 1 adds M of the part across under the key, at most 1 long, and lets nothing fade; at -1, where no
     part across is left, it is the opposite of the key, and with the largest step the token turns M round. Where the
-    part along the key is not above 0, random tokens make nothing longer. Backward is straight-through along the key.
-    Note (37) of ``docs/equations.md``.
+    part along the key is not above 0, random tokens make nothing longer. Backward is straight-through along the key,
+    and takes the bound on the part across as given. Note (37) of ``docs/equations.md``.
     """
     along = 2.0 * (key * value).sum(-1, keepdim=True)
     across = 2.0 * value - along * key
@@ -244,11 +245,11 @@ def bounded_value(key: Tensor, value: Tensor) -> Tensor:
     return along * key + across * (across.square().sum(-1, keepdim=True) / most).clamp_min(1.0).rsqrt()
 
 
-def require_counting(architecture: Architecture, values: str, heads: int, made: Collection[str]) -> None:
+def require_counting(rule: Rule, values: str, heads: int, made: Collection[str]) -> None:
     """Refuses layers whose heads cannot start as counters.
 
     Args:
-        architecture: of the memories; ``Matrix()`` can.
+        rule: of the memories; a plain matrix with the dot product and chunks of one token can.
         values: ``bounded`` can.
         heads: of the layer; 2 or more.
         made: what memories make; all but ``query`` can be made.
@@ -257,7 +258,9 @@ def require_counting(architecture: Architecture, values: str, heads: int, made: 
         UserError: with what is wrong.
     """
     needs = "start='counting' needs"
-    checked(architecture == Matrix(), f"{needs} a rule whose architecture is Matrix(), not {architecture!r}")
+    for name, fits in (("architecture", Matrix()), ("bias", DotProduct()), ("chunk_size", 1)):
+        given = getattr(rule, name)
+        checked(given == fits, f"{needs} a rule whose {name} is {fits!r}, not {given!r}")
     checked(values == "bounded", f"{needs} values='bounded', not {values!r}")
     checked(heads > 1, f"{needs} 2 memory heads or more, not {heads}")
     checked("query" not in made, f"{needs} static queries: leave query out of adaptive")

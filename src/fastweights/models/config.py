@@ -62,7 +62,7 @@ class ModelConfig:
             (``mac``).
         memory_tokens: recalled tokens in ``pooled`` mode, a divisor of ``segment``.
         gate_threshold: below this (before rescaling) a gate of the memory is exactly 0.
-        lr_start: where the lr gate starts, as a share of :attr:`largest_lr`.
+        lr_start: where the lr gate starts, as a share of :attr:`largest_lr`, or of how far a head reaches.
         lr_last: the longest step of the last of several memory heads, as a share of the first one's, those between
             geometrically apart; 0: all reach equally far.
         momentum_start: where the momentum gate starts.
@@ -116,6 +116,7 @@ class ModelConfig:
             _require(fits, f"{field.name} must be of type {kind.__name__}; it is {value!r}")
         for name in ("vocab_size", "dim", "depth", "heads", "window", "segment", "convolution"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, not {getattr(self, name)}")
+        _require(0 <= self.lr_last <= 1, f"lr_last must lie in [0, 1], not {self.lr_last}")
         _require(self.persistent >= 0, f"persistent must be 0 or more, not {self.persistent}")
         for name in ("memory_heads", "memory_head_dim"):
             _require(getattr(self, name) >= 0, f"{name} must be 0 or more, not {getattr(self, name)}")
@@ -142,7 +143,7 @@ class ModelConfig:
         known = ", ".join(get_args(Generator))
         _require(made <= set(get_args(Generator)), f"adaptive names some of {known}, not {self.adaptive!r}")
         if self.start == "counting":
-            require_counting(self.rule.architecture, self.values, self.memory_heads or self.heads, made)
+            require_counting(self.rule, self.values, self.memory_heads or self.heads, made)
         if self.wiring == "mac":
             chunk = self.rule.chunk_size
             _require(
@@ -189,7 +190,7 @@ class ModelConfig:
 
     @property
     def largest_lr(self) -> float:
-        """What a memory layer makes of an lr gate that is wide open, where nothing is forgotten."""
+        """What a memory layer's first head makes of an lr gate that is wide open, where nothing is forgotten."""
         if self.wiring != "self_modifying":
             return self.rule.lr_max * float(self.rule.stable_lr(None))
         carried = SelfModifying(self.rule, self.generator_chunk, ()).carried
