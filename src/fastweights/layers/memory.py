@@ -28,7 +28,7 @@ class MemoryLayerState(NamedTuple):
 
 @dataclass(frozen=True)
 class GateStart:
-    """Where the gates of a new layer start, as shares of their range.
+    """Where the gates of a new layer start, as shares of their range, and how far its heads reach.
 
     Attributes:
         threshold: the gates' threshold; below it a gate is exactly 0.
