@@ -21,7 +21,6 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastweights.core.algorithm import Coupling
-from fastweights.core.compiled import compilable
 from fastweights.core.second_order import by_expressions
 
 NEGLIGIBLE = 1e-20
@@ -54,79 +53,109 @@ class Coefficients(NamedTuple):
 
 
 def products(gate: Tensor) -> Tensor:
-    """``P[..., t, s] = gate_{s+1} ... gate_t`` for t >= s, else 0; from ``gate [..., W]``. Cost O(W^2).
-
-    Its outer gradient costs one product of W x W matrices.
-    """
-    if not by_expressions():
-        return _Products.apply(gate)
-    result = _products(gate)
-    return torch.where(result.abs() < NEGLIGIBLE, 0.0, result)
+    """``P[..., t, s] = gate_{s+1} ... gate_t`` for t >= s, else 0; from ``gate [..., W]``. Cost O(W^2)."""
+    if by_expressions():
+        return _products(gate)
+    width = gate.shape[-1]
+    return scan(gate, torch.eye(width, dtype=gate.dtype, device=gate.device).expand(*gate.shape, width))[0]
 
 
 def _products(gate: Tensor) -> Tensor:
     width = gate.shape[-1]
     later = torch.ones(width, width, dtype=torch.bool, device=gate.device).tril(-1)
-    return torch.where(later, gate.unsqueeze(-1), 1.0).cumprod(-2).tril()
+    result = torch.where(later, gate.unsqueeze(-1), 1.0).cumprod(-2).tril()
+    return torch.where(result.abs() < NEGLIGIBLE, 0.0, result)
 
 
-class _Products(torch.autograd.Function):
+def scan(gate: Tensor, given: Tensor, start: int | None = None) -> tuple[Tensor, Tensor]:
+    """Rows ``x_t = gate_t x_{t-1} + given_t``, from x_{-1} = 0 or the unit vector of column ``start``.
+
+    Args:
+        gate: ``[..., W]``.
+        given: ``[..., W, n + W]``, lower triangular behind its first n columns.
+        start: one of the first n columns.
+
+    Returns:
+        All rows ``[..., W, n + W]``, and the last one ``[..., n + W]`` on its own: what is taken from it has a gradient
+        of its own size. Cost O(W (n + W)) in W calls; by expressions O(W^3).
+    """
+    if not by_expressions():
+        return _Scan.apply(gate, given, start)
+    past = _products(gate)
+    rows = past @ given
+    if start is not None:
+        first = torch.zeros_like(rows[..., :1, :])
+        first[..., start] = 1.0
+        rows = rows + past[..., :1] * gate[..., :1, None] * first
+    return rows, rows[..., -1, :]
+
+
+class _Scan(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gate: Tensor) -> Tensor:
-        result = _products(gate)
+    def forward(ctx: Any, gate: Tensor, given: Tensor, start: int | None) -> tuple[Tensor, Tensor]:
+        rows = given.clone(memory_format=torch.contiguous_format)
+        if start is not None:
+            rows[..., 0, start] += gate[..., 0]
+        gates, each = gate.unsqueeze(-1).unbind(-2), rows.unbind(-2)
+        for t in range(1, len(each)):
+            each[t].addcmul_(each[t - 1], gates[t])
         # Products this small change nothing, but as subnormal numbers they would slow every later product tenfold.
-        result = torch.where(result.abs() < NEGLIGIBLE, 0.0, result)
-        ctx.save_for_backward(result)
-        return result
+        rows = F.hardshrink(rows, NEGLIGIBLE)
+        ctx.save_for_backward(gate, rows)
+        ctx.start = start
+        return rows, rows[..., -1, :].clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        """``P[t, s]`` moves with ``gate_r`` by ``P[t, r] P[r-1, s]``, for s < r <= t: nothing is divided by a gate."""
-        (result,) = ctx.saved_tensors
-        # Above the diagonal P is 0 whatever the gates, and what reaches it may be infinite.
-        through = result.transpose(-1, -2) @ grad.tril()
-        return F.pad((through[..., 1:, :] * result[..., :-1, :]).sum(-1), (1, 0))
+    def backward(ctx: Any, grad: Tensor, last: Tensor) -> tuple[Tensor, Tensor, None]:
+        """``gate_t`` moves x_t by x_{t-1}: nothing is divided by a gate."""
+        gate, rows = ctx.saved_tensors
+        # Above the diagonal rows are 0 whatever the gates, and what reaches them may be infinite.
+        through = grad.tril(rows.shape[-1] - rows.shape[-2])
+        through[..., -1, :] += last
+        gates, each = gate.unsqueeze(-1).unbind(-2), through.unbind(-2)
+        for t in range(len(each) - 1, 0, -1):
+            each[t - 1].addcmul_(each[t], gates[t])
+        first = through[..., 0, ctx.start] if ctx.start is not None else torch.zeros_like(gate[..., 0])
+        later = torch.linalg.vecdot(through[..., 1:, :], rows[..., :-1, :])
+        return torch.cat([first.unsqueeze(-1), later], -1), through, None
 
 
-@compilable
 def coefficients(
     lr: Tensor, momentum: Tensor | None, retain: Tensor | None, real: Tensor | None, coupling: Coupling
 ) -> Coefficients:
     """Coefficients of every piece at once from gates ``[..., W]``; ``real`` is True where a slot holds a token.
 
-    In an empty slot the step is the identity (no gate value does that). Cost O(W^2), O(W^3) with momentum.
+    In an empty slot the step is the identity (no gate value does that). Cost O(W^2). The recurrence is walked on rows
+    of numbers over (A_s, S_s, -u_1, ..., -u_W); without momentum S_s is left out.
     """
     if real is not None:
         lr = torch.where(real, lr, 0.0)
         momentum = None if momentum is None else torch.where(real, momentum, 1.0)
         retain = None if retain is None else torch.where(real, retain, 1.0)
+    retain = torch.ones_like(lr) if retain is None else retain
     width = lr.shape[-1]
-    if retain is None:
-        decay = torch.ones(width, width, dtype=lr.dtype, device=lr.device).tril().expand(*lr.shape, width)
-        carry = torch.ones_like(lr)
-    else:
-        decay = products(retain)
-        carry = decay[..., :, 0] * retain[..., :1]
-    carry = carry.unsqueeze(-1)
     if momentum is None:
-        write = decay * lr.unsqueeze(-2)
-        return Coefficients(carry, None, write, carry[..., -1:, :], None, write[..., -1, :, None], None, None)
-    past = products(momentum)
-    # What is left, at slot s, of the momentum at the start is past[s, 0] times the first gate.
-    first = momentum[..., :1].unsqueeze(-1)
-    taken = decay if real is None else decay * real.unsqueeze(-2).to(decay.dtype)
+        rows, last = scan(retain, F.pad(torch.diag_embed(lr), (1, 0)), 0)
+        carry, write = rows.split([1, width], -1)
+        kept, weight = last.split([1, width], -1)
+        return Coefficients(carry, None, write, kept.unsqueeze(-1), None, weight.unsqueeze(-1), None, None)
+    own = F.pad(torch.diag_embed(lr), (2, 0))
+    moved, pushed = scan(momentum, own, 1)
+    rows, last = scan(retain, _taken(own, moved, momentum, real, coupling), 0)
+    carry, inertia, write = rows.split([1, 1, width], -1)
+    kept, gained, weight = (part.unsqueeze(-1) for part in last.split([1, 1, width], -1))
+    _, fade, push = (part.unsqueeze(-1) for part in pushed.split([1, 1, width], -1))
+    return Coefficients(carry, inertia, write, kept, gained, weight, fade, push)
+
+
+def _taken(own: Tensor, moved: Tensor, momentum: Tensor, real: Tensor | None, coupling: Coupling) -> Tensor:
+    """What each step adds to the dual, of what it writes itself and the momentum after it; ``[..., W, 2 + W]`` each."""
+    if coupling == "deferred":
+        return torch.zeros_like(moved)
     if coupling == "nesterov":
-        taken = taken * momentum.unsqueeze(-2)
-    weighed = torch.zeros_like(taken) if coupling == "deferred" else taken @ past
-    inertia = weighed[..., :, :1] * first
-    if coupling == "nesterov":
-        weighed = weighed + decay
-    write = weighed * lr.unsqueeze(-2)
-    push = (past[..., -1, :] * lr).unsqueeze(-1)
-    fade = past[..., -1:, :1] * first
-    end = carry[..., -1:, :], inertia[..., -1:, :], write[..., -1, :, None]
-    return Coefficients(carry, inertia, write, *end, fade, push)
+        moved = moved * momentum.unsqueeze(-1) + own
+    return moved if real is None else torch.where(real.unsqueeze(-1), moved, 0.0)
 
 
 def widened(c: Coefficients, band: Tensor) -> Coefficients:

@@ -12,6 +12,7 @@ Cost per chunk and head: O(W^2 (inputs + outputs) + W inputs outputs) per map.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from itertools import cycle
 from typing import NamedTuple
@@ -22,7 +23,7 @@ from torch import Tensor
 from fastweights.core.architecture import Linear
 from fastweights.core.compiled import compilable
 from fastweights.core.decay import Coefficients, before, coefficients, first_slot, widened
-from fastweights.core.fused import read_product, write_product
+from fastweights.core.fused import read_product, still, write_product
 from fastweights.core.gradient import (
     Chunks,
     Felt,
@@ -55,11 +56,14 @@ class _Inputs(NamedTuple):
     opening: Opening
 
 
+AT_ONCE = 4
+"""Chunks that are compiled as one graph: a graph's call costs as much as a fifth of a chunk, its compilation grows."""
+
+
 class _Step(NamedTuple):
-    """A chunk's answers ``[G, W, V]``, the memory after it, and its :class:`Gradients`' ``felt`` and ``bound``."""
+    """A chunk's answers ``[G, W, V]``, and its :class:`Gradients`' ``felt`` and ``bound``."""
 
     y: Tensor
-    memory: Memory
     felt: Felt | None
     bound: Tensor | None
 
@@ -99,23 +103,43 @@ def _writing(rule: Rule, chunks: Chunks, surprise: bool) -> list[bool]:
 def _run(
     rule: Rule, inputs: list[_Inputs], memory: Memory, slow: Slow, writing: list[bool], careful: bool
 ) -> tuple[Outcome, list[Tensor]]:
-    steps = []
-    for one, writes in zip(inputs, writing, strict=True):
-        steps.append(_step(rule, memory, slow, one, writes, careful))
-        memory = steps[-1].memory
+    steps: list[_Step] = []
+    for group, writes in _groups(inputs, writing):
+        found, memory = _steps(rule, memory, slow, group, writes, careful)
+        steps += found
     y = torch.stack([step.y for step in steps])
     outcome = Outcome(y, memory, gather_felt([step.felt for step in steps], y.shape[2]))
     return outcome, [step.bound for step in steps if step.bound is not None]
 
 
+def _groups(inputs: list[_Inputs], writing: list[bool]) -> Iterator[tuple[tuple[_Inputs, ...], bool]]:
+    """Chunks in order, `AT_ONCE` together where all of them write, and whether they write."""
+    start = 0
+    while start < len(inputs):
+        end = start + (AT_ONCE if start + AT_ONCE <= len(inputs) and all(writing[start : start + AT_ONCE]) else 1)
+        yield tuple(inputs[start:end]), writing[start]
+        start = end
+
+
 @compilable
-def _step(rule: Rule, memory: Memory, slow: Slow, one: _Inputs, writes: bool, careful: bool) -> _Step:
+def _steps(
+    rule: Rule, memory: Memory, slow: Slow, group: tuple[_Inputs, ...], writes: bool, careful: bool
+) -> tuple[list[_Step], Memory]:
+    """Some chunks one after the other, and the memory after them."""
+    steps = []
+    for one in group:
+        step, memory = _step(rule, memory, slow, one, writes, careful)
+        steps.append(step)
+    return steps, memory
+
+
+def _step(rule: Rule, memory: Memory, slow: Slow, one: _Inputs, writes: bool, careful: bool) -> tuple[_Step, Memory]:
     """Reads one chunk, and writes it unless it has nothing to write."""
     memory = open_chunk(rule, memory, slow, one.opening)
     plan = dict(zip(memory.dual, cycle(one.plans)))
     if not writes:
         y = _answer(rule, memory, slow, None, plan, one.q)
-        return _Step(y, _advance(rule, memory, None, plan), None, None)
+        return _Step(y, None, None), _advance(rule, memory, None, plan)
     if rule.retention.lag:
         memory, gradients = _lagging(rule, memory, slow, one, plan, careful)
     else:
@@ -124,7 +148,7 @@ def _step(rule: Rule, memory: Memory, slow: Slow, one: _Inputs, writes: bool, ca
     if rule.algorithm.erases:
         gradients = _erasing(gradients, memory, plan)
     y = _answer(rule, memory, slow, gradients, plan, one.q)
-    return _Step(y, _advance(rule, memory, gradients, plan), gradients.felt, gradients.bound)
+    return _Step(y, gradients.felt, gradients.bound), _advance(rule, memory, gradients, plan)
 
 
 def _plans(rule: Rule, chunks: Chunks, maps: int) -> list[Coefficients]:
@@ -226,23 +250,26 @@ def dual_linear(
 
 def _advance(rule: Rule, memory: Memory, gradients: Gradients | None, plan: dict[str, Coefficients]) -> Memory:
     """Dual and momentum at the end of the piece."""
-    scaled = rule.architecture.elementwise
     dual: Weights = {}
     momentum: Weights = {}
-
-    def moved(
-        name: str, old: Tensor, kept: Tensor, other: Tensor | None, gained: Tensor | None, weight: Tensor
-    ) -> Tensor:
-        if gradients is None or name in scaled:
-            new = old * kept if other is None or gained is None else torch.addcmul(old * kept, other, gained)
-            if gradients is None:
-                return new
-            return new - total(weight, gradients.deltas[name], gradients.inputs[name], True)
-        return write_product(old, kept, other, gained, gradients.inputs[name], gradients.deltas[name], weight)
-
     for name, a in memory.dual.items():
-        c, s = plan[name], memory.momentum.get(name)
-        dual[name] = moved(name, a, c.kept, s, c.gained, c.weight)
-        if s is not None and c.fade is not None and c.push is not None:
-            momentum[name] = moved(name, s, c.fade, None, None, c.push)
+        s, given = memory.momentum.get(name), plan[name]
+        if gradients is None:
+            moved = still(a, s, given)
+        elif name in rule.architecture.elementwise:
+            moved = _scaled(a, s, gradients.deltas[name], gradients.inputs[name], given)
+        else:
+            moved = write_product(a, s, gradients.inputs[name], gradients.deltas[name], given)
+        dual[name] = moved[0]
+        if moved[1] is not None:
+            momentum[name] = moved[1]
     return Memory(dual, momentum, memory.anchor)
+
+
+def _scaled(
+    dual: Tensor, momentum: Tensor | None, delta: Tensor, x: Tensor, c: Coefficients
+) -> tuple[Tensor, Tensor | None]:
+    """An elementwise map at the end of a piece."""
+    dual, pushed = still(dual, momentum, c)
+    dual = dual - total(c.weight, delta, x, True)
+    return dual, None if pushed is None or c.push is None else pushed - total(c.push, delta, x, True)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastweights.core.second_order import by_expressions
+from fastweights.core.decay import Coefficients
+from fastweights.core.second_order import second_order_wanted
 
 
 class _Read(torch.autograd.Function):
@@ -38,7 +39,7 @@ class _Read(torch.autograd.Function):
         scores = torch.bmm(h, x.transpose(1, 2))
         weighted = scores * write
         ctx.save_for_backward(h, dual, momentum, x, delta, carry, inertia, write, scores, weighted)
-        return out.baddbmm_(weighted, delta, alpha=-1.0)
+        return _plus_product(out, weighted, delta, -1.0)
 
     @staticmethod
     @once_differentiable
@@ -49,49 +50,63 @@ class _Read(torch.autograd.Function):
         d_scores = spread * write
         d_write = spread.mul_(scores)
         through = torch.bmm(grad, dual)
-        d_carry = (through * h).sum(-1, keepdim=True)
+        d_carry = _rows(through, h)
         d_dual = torch.bmm(grad.transpose(1, 2), h * carry)
         d_h = through.mul_(carry)
         d_momentum = d_inertia = None
         if momentum is not None:
             through = torch.bmm(grad, momentum)
-            d_inertia = (through * h).sum(-1, keepdim=True)
+            d_inertia = _rows(through, h)
             d_momentum = torch.bmm(grad.transpose(1, 2), h * inertia)
             d_h.addcmul_(through, inertia)
-        d_h.baddbmm_(d_scores, x)
         d_x = torch.bmm(d_scores.transpose(1, 2), h)
-        return d_h, d_dual, d_momentum, d_x, d_delta, d_carry, d_inertia, d_write
+        return _plus_product(d_h, d_scores, x), d_dual, d_momentum, d_x, d_delta, d_carry, d_inertia, d_write
 
 
 class _Write(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        old: Tensor,
-        kept: Tensor,
-        other: Tensor | None,
-        gained: Tensor | None,
+        dual: Tensor,
+        momentum: Tensor,
         x: Tensor,
         delta: Tensor,
+        kept: Tensor,
+        gained: Tensor,
         weight: Tensor,
-    ) -> Tensor:
-        ctx.save_for_backward(old, kept, other, gained, x, delta, weight)
-        new = old * kept
-        if other is not None and gained is not None:
-            new.addcmul_(other, gained)
-        return new.baddbmm_(delta.transpose(1, 2), x * weight, alpha=-1.0)
+        fade: Tensor,
+        push: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(dual, momentum, x, delta, kept, gained, weight, fade, push)
+        turned = delta.transpose(1, 2)
+        new = _plus_product((dual * kept).addcmul_(momentum, gained), turned, x * weight, -1.0)
+        return new, _plus_product(momentum * fade, turned, x * push, -1.0)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        old, kept, other, gained, x, delta, weight = ctx.saved_tensors
-        d_delta = torch.bmm(x * weight, grad.transpose(1, 2)).neg_()
-        d_x = torch.bmm(delta, grad).neg_()
-        d_weight = (d_x * x).sum(-1, keepdim=True)
-        d_other = d_gained = None
-        if other is not None:
-            d_other, d_gained = grad * gained, _inner(other, grad)
-        return grad * kept, _inner(old, grad), d_other, d_gained, d_x.mul_(weight), d_delta, d_weight
+    def backward(ctx: Any, grad: Tensor, pushed: Tensor) -> tuple[Tensor | None, ...]:
+        dual, momentum, x, delta, kept, gained, weight, fade, push = ctx.saved_tensors
+        through, behind = torch.bmm(delta, grad), torch.bmm(delta, pushed)
+        d_weight, d_push = _rows(through, x).neg_(), _rows(behind, x).neg_()
+        weight, push = -weight, -push
+        d_delta = torch.bmm(x * weight, grad.transpose(1, 2))
+        d_delta = _plus_product(d_delta, x * push, pushed.transpose(1, 2))
+        d_x = through.mul_(weight).addcmul_(behind, push)
+        d_momentum = (grad * gained).addcmul_(pushed, fade)
+        scalars = _inner(dual, grad), _inner(momentum, grad), d_weight, _inner(momentum, pushed), d_push
+        return grad * kept, d_momentum, d_x, d_delta, *scalars
+
+
+def _plus_product(total: Tensor, a: Tensor, b: Tensor, sign: float = 1.0) -> Tensor:
+    """``total + sign a b``, in the place of ``total``; a compiler would copy it first, but fuses a plain sum."""
+    if torch.compiler.is_compiling():
+        return total + sign * torch.bmm(a, b)
+    return total.baddbmm_(a, b, alpha=sign)
+
+
+def _rows(a: Tensor, b: Tensor) -> Tensor:
+    """Products of rows, ``[G, W, 1]``."""
+    return torch.linalg.vecdot(a, b).unsqueeze(-1)
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:
@@ -115,7 +130,7 @@ class _GeluSlope(torch.autograd.Function):
 
 def gelu_slope(grad: Tensor, x: Tensor) -> Tensor:
     """``grad * gelu'(x)``; GELU's second derivative is ``(2 - x^2) exp(-x^2 / 2) / sqrt(2 pi)``."""
-    if not by_expressions():
+    if not second_order_wanted():
         return _GeluSlope.apply(grad, x)
     density = torch.exp(x.square() * -0.5) * (2.0 * math.pi) ** -0.5
     return grad * (0.5 * (1.0 + torch.erf(x * 0.5**0.5)) + x * density)
@@ -132,7 +147,7 @@ def read_product(
     write: Tensor,
 ) -> Tensor:
     """``carry_t A h_t + inertia_t S h_t - sum_i write_{t,i} <h_t, x_i> delta_i``, ``[G, W, out]``."""
-    if not by_expressions():
+    if not second_order_wanted():
         return _Read.apply(h, dual, momentum, x, delta, carry, inertia, write)
     out = torch.bmm(h, dual.transpose(1, 2)) * carry
     if momentum is not None and inertia is not None:
@@ -140,13 +155,24 @@ def read_product(
     return out - torch.bmm(torch.bmm(h, x.transpose(1, 2)) * write, delta)
 
 
+def still(dual: Tensor, momentum: Tensor | None, c: Coefficients) -> tuple[Tensor, Tensor | None]:
+    """Dual and momentum at the end of a piece that writes nothing; no momentum where the coefficients have none."""
+    if momentum is None or c.gained is None:
+        return dual * c.kept, None
+    return dual * c.kept + momentum * c.gained, None if c.fade is None else momentum * c.fade
+
+
 def write_product(
-    old: Tensor, kept: Tensor, other: Tensor | None, gained: Tensor | None, x: Tensor, delta: Tensor, weight: Tensor
-) -> Tensor:
-    """``kept old + gained other - sum_i weight_i delta_i x_i^T``, ``[G, out, in]``; ``weight [G, W, 1]``."""
-    if not by_expressions():
-        return _Write.apply(old, kept, other, gained, x, delta, weight)
-    new = old * kept
-    if other is not None and gained is not None:
-        new = new + other * gained
-    return new - torch.bmm(delta.transpose(1, 2), x * weight)
+    dual: Tensor, momentum: Tensor | None, x: Tensor, delta: Tensor, c: Coefficients
+) -> tuple[Tensor, Tensor | None]:
+    """Dual and momentum at the end of a piece, ``[G, out, in]`` each, as :func:`still` but for the gradients.
+
+    ``kept A + gained S - sum_i weight_i delta_i x_i^T`` and ``fade S - sum_i push_i delta_i x_i^T``.
+    """
+    if momentum is not None and c.gained is not None and c.fade is not None and c.push is not None:
+        if not second_order_wanted():
+            return _Write.apply(dual, momentum, x, delta, c.kept, c.gained, c.weight, c.fade, c.push)
+    turned = delta.transpose(1, 2)
+    dual, pushed = still(dual, momentum, c)
+    dual = dual - torch.bmm(turned, x * c.weight)
+    return dual, None if pushed is None or c.push is None else pushed - torch.bmm(turned, x * c.push)

@@ -29,12 +29,17 @@ def plain(weights: Mapping[str, Tensor], constants: Mapping[str, Tensor], scaled
 
 def apply(w: Tensor, x: Tensor, scaled: bool) -> Tensor:
     """``x W^T`` or ``x * w``, for ``x [..., W, inputs]``."""
-    return x * w if scaled else x @ w.transpose(-1, -2)
+    return x * w if scaled else _times(x, w.transpose(-1, -2))
 
 
 def pull(w: Tensor, delta: Tensor, scaled: bool) -> Tensor:
     """The gradient at a map's input, from that at its output."""
-    return delta * w if scaled else delta @ w
+    return delta * w if scaled else _times(delta, w)
+
+
+def _times(x: Tensor, w: Tensor) -> Tensor:
+    """``x @ w``, by the call that makes no views where there is a matrix for every x: a step has many of them."""
+    return torch.bmm(x, w) if x.dim() == w.dim() == 3 and len(x) == len(w) else x @ w
 
 
 def outer(delta: Tensor, x: Tensor, scaled: bool) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -10,11 +12,14 @@ from torch.autograd.function import once_differentiable
 
 from fastweights.core.compiled import compilable
 from fastweights.core.layout import Layout
-from fastweights.core.second_order import second_order_wanted
+from fastweights.core.second_order import by_expressions
+
+PIECE = 256
+"""Tokens whose products are made at a time: they stay in the cache until every tap has used them."""
 
 
 class _Depthwise(torch.autograd.Function):
-    """``y_t = sum_j weight_j whole_{t + size - 1 - j}``, with a backward that makes no copy for each tap.
+    """``y_t = sum_j weight_j whole_{t + size - 1 - j}``, piece by piece, with a backward that makes no large copy.
 
     ``inside`` is bool ``[B, T, 1]`` for each tap but the first, False where it must not reach; empty where all may.
     """
@@ -23,10 +28,12 @@ class _Depthwise(torch.autograd.Function):
     def forward(ctx: Any, whole: Tensor, weight: Tensor, *inside: Tensor) -> Tensor:
         ctx.save_for_backward(whole, weight, *inside)
         reach = len(weight) - 1
-        y = whole[:, reach:] * weight[0]
-        for back in range(1, reach + 1):
-            shifted = whole[:, reach - back : whole.shape[1] - back]
-            y.addcmul_(torch.where(inside[back - 1], shifted, 0.0) if inside else shifted, weight[back])
+        y = torch.empty_like(whole[:, reach:])
+        for start in range(0, y.shape[1], PIECE):
+            part = torch.mul(whole[:, reach + start :][:, :PIECE], weight[0], out=y[:, start : start + PIECE])
+            for back in range(1, reach + 1):
+                shifted = whole[:, reach + start - back :][:, : part.shape[1]]
+                part.addcmul_(_masked(shifted, inside, back, start), weight[back])
         return y
 
     @staticmethod
@@ -34,24 +41,34 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         whole, weight, *inside = ctx.saved_tensors
         reach = len(weight) - 1
-        d_whole, d_weight = torch.zeros_like(whole), torch.empty_like(weight)
-        for back in range(reach + 1):
-            part = torch.where(inside[back - 1], grad, 0.0) if inside and back else grad
-            place = slice(reach - back, whole.shape[1] - back)
-            d_whole[:, place].addcmul_(part, weight[back])
-            d_weight[back] = (part * whole[:, place]).sum((0, 1))
+        d_whole, d_weight = torch.empty_like(whole), torch.zeros_like(weight)
+        d_whole[:, :reach] = 0.0
+        for start in range(0, grad.shape[1], PIECE):
+            part = grad[:, start : start + PIECE]
+            torch.mul(part, weight[0], out=d_whole[:, reach + start :][:, : part.shape[1]])
+            for back in range(reach + 1):
+                place = slice(reach + start - back, reach + start - back + part.shape[1])
+                taken = _masked(part, inside, back, start)
+                if back:
+                    d_whole[:, place].addcmul_(taken, weight[back])
+                d_weight[back] += (taken * whole[:, place]).sum((0, 1))
         return d_whole, d_weight, *[None] * len(inside)
+
+
+def _masked(x: Tensor, inside: Sequence[Tensor], back: int, start: int) -> Tensor:
+    """``x``, some tokens from ``start`` on as a tap finds them, and 0 where it does not reach."""
+    return torch.where(inside[back - 1][:, start : start + x.shape[1]], x, 0.0) if inside and back else x
 
 
 @compilable
 def depthwise(whole: Tensor, weight: Tensor, inside: list[Tensor]) -> Tensor:
     """:class:`_Depthwise`."""
-    if not second_order_wanted():
+    if not by_expressions():
         return _Depthwise.apply(whole, weight, *inside)
     reach, time = len(weight) - 1, whole.shape[1] - len(weight) + 1
     taps = [whole[:, reach - back : reach - back + time] for back in range(reach + 1)]
     reached = [torch.where(inside[back - 1], tap, 0.0) if inside and back else tap for back, tap in enumerate(taps)]
-    return torch.stack([tap * w for tap, w in zip(reached, weight, strict=True)]).sum(0)
+    return functools.reduce(torch.add, [tap * w for tap, w in zip(reached, weight, strict=True)])
 
 
 OWN = 0.03
