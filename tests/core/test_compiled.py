@@ -66,7 +66,7 @@ def test_a_token_whose_error_overflows_spoils_no_outer_gradient_when_compiled() 
     torch.testing.assert_close(got, want)
 
 
-def test_a_step_is_one_graph_for_calls_of_any_length() -> None:
+def test_two_graphs_do_for_calls_of_any_length() -> None:
     graphs = []
 
     def counting(graph: Any, inputs: Any) -> Callable[..., Any]:
@@ -76,12 +76,13 @@ def test_a_step_is_one_graph_for_calls_of_any_length() -> None:
     counts = []
     with compiler(counting):
         before = len(graphs)
-        for chunks in (4, 8, 12):
+        for chunks in (4, 8, 12, 9, 3):
             function, (x,) = read(4 * chunks)
             with torch.no_grad():
                 function(x)
             counts.append(len(graphs) - before)
-    assert counts == [1, 1, 1]
+    # Four chunks at once, and what is left one by one.
+    assert counts == [1, 1, 1, 2, 2]
 
 
 def test_without_a_working_backend_everything_stays_eager() -> None:

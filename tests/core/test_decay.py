@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from fastweights.core.algorithm import Coupling
-from fastweights.core.decay import Coefficients, before, coefficients, products
+from fastweights.core.decay import Coefficients, before, coefficients, products, scan
+from fastweights.core.second_order import second_order
 
 Array = npt.NDArray[np.float64]
 WIDTHS = [1, 2, 3, 5, 8, 13, 16]
@@ -117,6 +118,39 @@ def test_gradients_pass_through_a_gate_of_exactly_0() -> None:
     products(gate)[3, 0].backward()
     assert gate.grad is not None
     assert gate.grad.tolist() == [0.0, 0.25 * 0.5, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("start", [None, 0, 1])
+@pytest.mark.parametrize("width", [1, 2, 7])
+def test_a_scan_and_its_gradients_are_those_of_its_expression(width: int, start: int | None) -> None:
+    """Gates of exactly 0 and 1 among them; what lies above the diagonal of ``given`` is 0 and stays so."""
+    columns = 2 + width
+    generator = torch.Generator().manual_seed(width)
+    gate = gates(width)[2].requires_grad_()
+    own = torch.randn(2, width, width, generator=generator, dtype=torch.float64).requires_grad_()
+    leading = torch.randn(2, width, 2, generator=generator, dtype=torch.float64).requires_grad_()
+    weights = torch.randn(2, width, columns, generator=generator, dtype=torch.float64)
+
+    def found() -> list[Tensor]:
+        rows, last = scan(gate, torch.cat([leading, own.tril()], -1), start)
+        total = (rows * weights).sum() + (last * weights[:, 0]).sum()
+        return [rows, last, *torch.autograd.grad(total, (gate, leading, own))]
+
+    got = found()
+    with second_order():
+        want = found()
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-13)
+    assert not bool(got[0][..., 2:].triu(1).any())
+
+
+def test_what_is_infinite_above_the_diagonal_reaches_no_gate() -> None:
+    gate = torch.rand(4, dtype=torch.float64).requires_grad_()
+    rows, _ = scan(gate, torch.eye(4, dtype=torch.float64))
+    above = torch.full((4, 4), torch.inf, dtype=torch.float64).triu(1).masked_fill(torch.eye(4) > 0, 0.0)
+    rows.backward(torch.where(above.isinf(), above, 1.0))
+    assert gate.grad is not None
+    assert bool(gate.grad.isfinite().all())
 
 
 @pytest.mark.parametrize("moves", [False, True])

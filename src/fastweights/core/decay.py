@@ -64,7 +64,8 @@ def _products(gate: Tensor) -> Tensor:
     width = gate.shape[-1]
     later = torch.ones(width, width, dtype=torch.bool, device=gate.device).tril(-1)
     result = torch.where(later, gate.unsqueeze(-1), 1.0).cumprod(-2).tril()
-    return torch.where(result.abs() < NEGLIGIBLE, 0.0, result)
+    # Out of the gradient's sight: where a gate is exactly 0, the derivative is the product of the others.
+    return result - torch.where(result.abs() < NEGLIGIBLE, result, 0.0).detach()
 
 
 def scan(gate: Tensor, given: Tensor, start: int | None = None) -> tuple[Tensor, Tensor]:
@@ -133,8 +134,11 @@ def coefficients(
         lr = torch.where(real, lr, 0.0)
         momentum = None if momentum is None else torch.where(real, momentum, 1.0)
         retain = None if retain is None else torch.where(real, retain, 1.0)
-    retain = torch.ones_like(lr) if retain is None else retain
     width = lr.shape[-1]
+    if momentum is None and retain is None:
+        carry, write = torch.ones_like(lr).unsqueeze(-1), lr.unsqueeze(-2).expand(*lr.shape, width).tril()
+        return Coefficients(carry, None, write, carry[..., -1:, :], None, lr.unsqueeze(-1), None, None)
+    retain = torch.ones_like(lr) if retain is None else retain
     if momentum is None:
         rows, last = scan(retain, F.pad(torch.diag_embed(lr), (1, 0)), 0)
         carry, write = rows.split([1, width], -1)

@@ -234,15 +234,15 @@ def split_heads(
 
     ``parts`` are how many queries, keys and values a token has, side by side; each key of unit length if ``normalise``.
     """
-    found = F.silu(mixed).unflatten(-1, (sum(parts), heads, -1)).permute(2, 0, 3, 1, 4)
-    q, k, v = found.split(list(parts), 0)
-    return _beside(q, normalise), _beside(k, normalise), _beside(v, False)
+    inner = mixed.shape[-1] // sum(parts)
+    q, k, v = mixed.split([count * inner for count in parts], -1)
+    return _beside(q, heads, parts[0], normalise), _beside(k, heads, parts[1], normalise), _beside(v, heads, parts[2])
 
 
-def _beside(x: Tensor, normalise: bool) -> Tensor:
-    """``[n, B, heads, T, head_dim]`` as ``[B, heads, T, n x head_dim]``."""
-    x = unit(x) if normalise else x
-    return x.squeeze(0) if len(x) == 1 else x.movedim(0, 3).flatten(3)
+def _beside(x: Tensor, heads: int, count: int, normalise: bool = False) -> Tensor:
+    """``[B, T, count x heads x head_dim]`` as ``[B, heads, T, count x head_dim]``."""
+    x = F.silu(x).unflatten(-1, (count, heads, x.shape[-1] // max(1, count * heads)))
+    return (unit(x) if normalise else x).permute(0, 3, 1, 2, 4).flatten(3).contiguous()
 
 
 @compilable
