@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._dynamo.backends.debugging import aot_eager
 
 from fastweights.core import compiled
-from fastweights.core.algorithm import Momentum
+from fastweights.core.algorithm import Algorithm, GradientDescent, Momentum
 from fastweights.core.architecture import MLP
 from fastweights.core.bias import L2
 from fastweights.core.compiled import compilable, compiler, use_compiler
@@ -39,8 +39,10 @@ def read(time: int, rule: Rule = RULE) -> tuple[Callable[..., Any], tuple[Tensor
 
 
 @pytest.mark.parametrize("clip", [None, 0.1])
-def test_compiled_parts_compute_the_same(clip: float | None) -> None:
-    function, arguments = read(11, replace(RULE, clip=clip))
+@pytest.mark.parametrize("algorithm", [Momentum(), GradientDescent()])
+def test_compiled_parts_compute_the_same(algorithm: Algorithm, clip: float | None) -> None:
+    """Six chunks: four at once, one, and one that is not full."""
+    function, arguments = read(23, replace(RULE, algorithm=algorithm, clip=clip))
     want = values_and_gradients(function, arguments)
     with compiler("aot_eager") as works:
         assert works

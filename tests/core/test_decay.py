@@ -144,13 +144,18 @@ def test_a_scan_and_its_gradients_are_those_of_its_expression(width: int, start:
     assert not bool(got[0][..., 2:].triu(1).any())
 
 
-def test_what_is_infinite_above_the_diagonal_reaches_no_gate() -> None:
-    gate = torch.rand(4, dtype=torch.float64).requires_grad_()
-    rows, _ = scan(gate, torch.eye(4, dtype=torch.float64))
-    above = torch.full((4, 4), torch.inf, dtype=torch.float64).triu(1).masked_fill(torch.eye(4) > 0, 0.0)
-    rows.backward(torch.where(above.isinf(), above, 1.0))
-    assert gate.grad is not None
-    assert bool(gate.grad.isfinite().all())
+@pytest.mark.parametrize("expressions", [False, True])
+@pytest.mark.parametrize("moves", [False, True])
+def test_what_is_infinite_above_the_diagonal_reaches_no_gate(moves: bool, expressions: bool) -> None:
+    lr, momentum, retain, _ = gates(4)
+    given = [gate.requires_grad_() for gate in (lr, momentum, retain)]
+    with second_order(expressions):
+        found = coefficients(lr, momentum if moves else None, retain, None, "heavy ball" if moves else "none")
+    above = torch.ones_like(found.write).triu(1) > 0
+    found.write.backward(torch.where(above, torch.inf, 1.0))
+    for gate in given if moves else (lr, retain):
+        assert gate.grad is not None
+        assert bool(gate.grad.isfinite().all())
 
 
 @pytest.mark.parametrize("moves", [False, True])

@@ -13,6 +13,7 @@ from fastweights.core import dual, presets
 from fastweights.core.algorithm import Momentum
 from fastweights.core.architecture import MLP, Matrix
 from fastweights.core.bias import L2
+from fastweights.core.compiled import compiler
 from fastweights.core.conformance_trial import Trial, make_trial
 from fastweights.core.engine import grid_for, init_state, read, run, step, weights_in_force
 from fastweights.core.layout import make_layout
@@ -146,6 +147,22 @@ def test_a_chunk_without_surprise_costs_no_gradient(monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(dual, "chunk_gradients", refuse)
     with torch.no_grad():
+        y, ended = on(x, state)
+    torch.testing.assert_close(y, want[0], rtol=1e-12, atol=1e-13)
+    torch.testing.assert_close(ended.dual, want[1].dual, rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize("backend", [None, "aot_eager"])
+def test_chunks_without_surprise_among_others_change_nothing(backend: str | None) -> None:
+    """Chunks are taken one by one as soon as one of them writes nothing, and otherwise several at once."""
+    on = trial()
+    width = on.rule.chunk_size
+    x, state = on.draw(2, 11 * width, 0), on.midway(2, 0)
+    lr = on.split(x)["lr"]
+    for silent in (4, 9):
+        lr[:, silent * width : (silent + 1) * width] = 0.0
+    want = on(x, state)
+    with torch.no_grad(), compiler(backend):
         y, ended = on(x, state)
     torch.testing.assert_close(y, want[0], rtol=1e-12, atol=1e-13)
     torch.testing.assert_close(ended.dual, want[1].dual, rtol=1e-12, atol=1e-13)

@@ -6,9 +6,17 @@ import torch.nn.functional as F
 from tests.layers.wirings import floats
 
 from fastweights.core.layout import make_layout
+from fastweights.layers import convolution
 from fastweights.layers.convolution import ShortConvolution
 
 
+@pytest.fixture(params=[convolution.PIECE, 2])
+def piece(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens in one piece, and in pieces shorter than the convolution's reach."""
+    monkeypatch.setattr(convolution, "PIECE", request.param)
+
+
+@pytest.mark.usefixtures("piece")
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_it_is_a_causal_depthwise_convolution(size: int) -> None:
     layer = ShortConvolution(6, size).double()
@@ -27,6 +35,7 @@ def test_it_starts_as_the_identity() -> None:
     assert torch.equal(layer(x, layer.init_state(2), make_layout(torch.zeros(2, dtype=torch.int64), 5))[0], x)
 
 
+@pytest.mark.usefixtures("piece")
 def test_its_backward_is_autograd() -> None:
     """Also where a document begins: the taps do not reach over its border."""
     layer = ShortConvolution(3).double()
@@ -41,3 +50,14 @@ def test_its_backward_is_autograd() -> None:
             )[0],
             (x, tail, layer.weight),
         )
+
+
+def test_in_bfloat16_a_gradient_is_rounded_once_however_many_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = torch.randn(1, 4099, 8, dtype=torch.bfloat16)
+    weight = torch.randn(4, 8, dtype=torch.bfloat16).requires_grad_()
+
+    def gradient(size: int) -> torch.Tensor:
+        monkeypatch.setattr(convolution, "PIECE", size)
+        return torch.autograd.grad(convolution.depthwise(whole, weight, []).sum(), weight)[0].float()
+
+    torch.testing.assert_close(gradient(16), gradient(4096), rtol=2**-8, atol=1e-6)

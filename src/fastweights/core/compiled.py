@@ -1,7 +1,7 @@
 """Parts of the engine and of the layers that ``torch.compile`` fuses, each on its own, when asked to.
 
 A graph of a whole layer repeats the same step for every chunk, so it takes minutes to compile and grows with the
-length of the call. Compiled part by part, a step is one small graph for calls of any length.
+length of the call. Compiled part by part, the steps through a few chunks are one small graph for calls of any length.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from fastweights.core.algorithm import Coupling
 from fastweights.core.second_order import by_expressions
 
 NEGLIGIBLE = 1e-20
-"""Products of gates below this are taken for 0."""
+"""Products of gates, and coefficients made of them, below this are taken for 0."""
 
 
 class Coefficients(NamedTuple):
@@ -78,7 +78,7 @@ def scan(gate: Tensor, given: Tensor, start: int | None = None) -> tuple[Tensor,
 
     Returns:
         All rows ``[..., W, n + W]``, and the last one ``[..., n + W]`` on its own: what is taken from it has a gradient
-        of its own size. Cost O(W (n + W)) in W calls; by expressions O(W^3).
+        of its own size. Cost O(W (n + W)) in W calls, which suits a CPU; by expressions O(W^3) in a few.
     """
     if not by_expressions():
         return _Scan.apply(gate, given, start)
@@ -88,6 +88,8 @@ def scan(gate: Tensor, given: Tensor, start: int | None = None) -> tuple[Tensor,
         first = torch.zeros_like(rows[..., :1, :])
         first[..., start] = 1.0
         rows = rows + past[..., :1] * gate[..., :1, None] * first
+    # What reaches the zeros above the diagonal may be infinite, and infinity times zero is no number.
+    rows = rows.tril(given.shape[-1] - given.shape[-2])
     return rows, rows[..., -1, :]
 
 
@@ -108,7 +110,7 @@ class _Scan(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor, last: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor, last: Tensor) -> tuple[Tensor | None, Tensor, None]:
         """``gate_t`` moves x_t by x_{t-1}: nothing is divided by a gate."""
         gate, rows = ctx.saved_tensors
         # Above the diagonal rows are 0 whatever the gates, and what reaches them may be infinite.
@@ -117,6 +119,8 @@ class _Scan(torch.autograd.Function):
         gates, each = gate.unsqueeze(-1).unbind(-2), through.unbind(-2)
         for t in range(len(each) - 1, 0, -1):
             each[t - 1].addcmul_(each[t], gates[t])
+        if not ctx.needs_input_grad[0]:
+            return None, through, None
         first = through[..., 0, ctx.start] if ctx.start is not None else torch.zeros_like(gate[..., 0])
         later = torch.linalg.vecdot(through[..., 1:, :], rows[..., :-1, :])
         return torch.cat([first.unsqueeze(-1), later], -1), through, None
@@ -127,8 +131,9 @@ def coefficients(
 ) -> Coefficients:
     """Coefficients of every piece at once from gates ``[..., W]``; ``real`` is True where a slot holds a token.
 
-    In an empty slot the step is the identity (no gate value does that). Cost O(W^2). The recurrence is walked on rows
-    of numbers over (A_s, S_s, -u_1, ..., -u_W); without momentum S_s is left out.
+    In an empty slot the step is the identity (no gate value does that). A_t and S_t are held as rows of coefficients of
+    (A_s, S_s, -u_1, ..., -u_W), and the recurrence runs over these rows; without momentum there is no S_s. Cost as of
+    :func:`scan`.
     """
     if real is not None:
         lr = torch.where(real, lr, 0.0)
@@ -146,15 +151,15 @@ def coefficients(
         return Coefficients(carry, None, write, kept.unsqueeze(-1), None, weight.unsqueeze(-1), None, None)
     own = F.pad(torch.diag_embed(lr), (2, 0))
     moved, pushed = scan(momentum, own, 1)
-    rows, last = scan(retain, _taken(own, moved, momentum, real, coupling), 0)
+    rows, last = scan(retain, _added(own, moved, momentum, real, coupling), 0)
     carry, inertia, write = rows.split([1, 1, width], -1)
     kept, gained, weight = (part.unsqueeze(-1) for part in last.split([1, 1, width], -1))
     _, fade, push = (part.unsqueeze(-1) for part in pushed.split([1, 1, width], -1))
     return Coefficients(carry, inertia, write, kept, gained, weight, fade, push)
 
 
-def _taken(own: Tensor, moved: Tensor, momentum: Tensor, real: Tensor | None, coupling: Coupling) -> Tensor:
-    """What each step adds to the dual, of what it writes itself and the momentum after it; ``[..., W, 2 + W]`` each."""
+def _added(own: Tensor, moved: Tensor, momentum: Tensor, real: Tensor | None, coupling: Coupling) -> Tensor:
+    """What each step adds to the dual, from ``own``, its own write, and ``moved``, the momentum after it."""
     if coupling == "deferred":
         return torch.zeros_like(moved)
     if coupling == "nesterov":

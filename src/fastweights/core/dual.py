@@ -12,7 +12,6 @@ Cost per chunk and head: O(W^2 (inputs + outputs) + W inputs outputs) per map.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from itertools import cycle
 from typing import NamedTuple
@@ -23,7 +22,7 @@ from torch import Tensor
 from fastweights.core.architecture import Linear
 from fastweights.core.compiled import compilable
 from fastweights.core.decay import Coefficients, before, coefficients, first_slot, widened
-from fastweights.core.fused import read_product, still, write_product
+from fastweights.core.fused import read_product, write_product
 from fastweights.core.gradient import (
     Chunks,
     Felt,
@@ -40,6 +39,9 @@ from fastweights.core.network import Weights, plain, total
 from fastweights.core.opening import Opening, lag_token, open_chunk
 from fastweights.core.rule import Rule
 
+AT_ONCE = 4
+"""Chunks compiled as one graph: calling a graph costs a fifth of a chunk's time, but a longer one compiles longer."""
+
 
 def run_dual(rule: Rule, chunks: Chunks, memory: Memory, slow: Slow, surprise: bool) -> Outcome:
     """Runs a rule over its chunks; see :func:`fastweights.core.engine.run`."""
@@ -54,10 +56,6 @@ class _Inputs(NamedTuple):
     sources: Sources
     plans: tuple[Coefficients, ...]
     opening: Opening
-
-
-AT_ONCE = 4
-"""Chunks that are compiled as one graph: a graph's call costs as much as a fifth of a chunk, its compilation grows."""
 
 
 class _Step(NamedTuple):
@@ -104,37 +102,34 @@ def _run(
     rule: Rule, inputs: list[_Inputs], memory: Memory, slow: Slow, writing: list[bool], careful: bool
 ) -> tuple[Outcome, list[Tensor]]:
     steps: list[_Step] = []
-    for group, writes in _groups(inputs, writing):
-        found, memory = _steps(rule, memory, slow, group, writes, careful)
-        steps += found
+    while len(steps) < len(inputs):
+        start, end = len(steps), len(steps) + AT_ONCE
+        if end <= len(inputs) and all(writing[start:end]):
+            found, memory = _several_steps(rule, memory, slow, tuple(inputs[start:end]), careful)
+            steps += found
+        else:
+            step, memory = _step(rule, memory, slow, inputs[start], writing[start], careful)
+            steps.append(step)
     y = torch.stack([step.y for step in steps])
     outcome = Outcome(y, memory, gather_felt([step.felt for step in steps], y.shape[2]))
     return outcome, [step.bound for step in steps if step.bound is not None]
 
 
-def _groups(inputs: list[_Inputs], writing: list[bool]) -> Iterator[tuple[tuple[_Inputs, ...], bool]]:
-    """Chunks in order, `AT_ONCE` together where all of them write, and whether they write."""
-    start = 0
-    while start < len(inputs):
-        end = start + (AT_ONCE if start + AT_ONCE <= len(inputs) and all(writing[start : start + AT_ONCE]) else 1)
-        yield tuple(inputs[start:end]), writing[start]
-        start = end
-
-
 @compilable
-def _steps(
-    rule: Rule, memory: Memory, slow: Slow, group: tuple[_Inputs, ...], writes: bool, careful: bool
+def _several_steps(
+    rule: Rule, memory: Memory, slow: Slow, group: tuple[_Inputs, ...], careful: bool
 ) -> tuple[list[_Step], Memory]:
-    """Some chunks one after the other, and the memory after them."""
+    """Chunks that write, one after the other; a part of its own, since torch limits the graphs of each part."""
     steps = []
     for one in group:
-        step, memory = _step(rule, memory, slow, one, writes, careful)
+        step, memory = _step(rule, memory, slow, one, True, careful)
         steps.append(step)
     return steps, memory
 
 
+@compilable
 def _step(rule: Rule, memory: Memory, slow: Slow, one: _Inputs, writes: bool, careful: bool) -> tuple[_Step, Memory]:
-    """Reads one chunk, and writes it unless it has nothing to write."""
+    """Reads one chunk, and writes it unless it has nothing to write; the memory after it."""
     memory = open_chunk(rule, memory, slow, one.opening)
     plan = dict(zip(memory.dual, cycle(one.plans)))
     if not writes:
@@ -253,23 +248,28 @@ def _advance(rule: Rule, memory: Memory, gradients: Gradients | None, plan: dict
     dual: Weights = {}
     momentum: Weights = {}
     for name, a in memory.dual.items():
-        s, given = memory.momentum.get(name), plan[name]
-        if gradients is None:
-            moved = still(a, s, given)
-        elif name in rule.architecture.elementwise:
-            moved = _scaled(a, s, gradients.deltas[name], gradients.inputs[name], given)
-        else:
-            moved = write_product(a, s, gradients.inputs[name], gradients.deltas[name], given)
-        dual[name] = moved[0]
-        if moved[1] is not None:
-            momentum[name] = moved[1]
+        factors = None if gradients is None else (gradients.inputs[name], gradients.deltas[name])
+        scaled = name in rule.architecture.elementwise
+        dual[name], pushed = _moved(a, memory.momentum.get(name), factors, plan[name], scaled)
+        if pushed is not None:
+            momentum[name] = pushed
     return Memory(dual, momentum, memory.anchor)
 
 
-def _scaled(
-    dual: Tensor, momentum: Tensor | None, delta: Tensor, x: Tensor, c: Coefficients
+def _moved(
+    dual: Tensor, momentum: Tensor | None, factors: tuple[Tensor, Tensor] | None, c: Coefficients, scaled: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """An elementwise map at the end of a piece."""
-    dual, pushed = still(dual, momentum, c)
-    dual = dual - total(c.weight, delta, x, True)
-    return dual, None if pushed is None or c.push is None else pushed - total(c.push, delta, x, True)
+    """One map at the end of the piece; no momentum where the coefficients have none of it."""
+    if momentum is None or c.gained is None:
+        new, pushed = dual * c.kept, None
+    elif c.fade is None or c.push is None:
+        new, pushed = torch.addcmul(dual * c.kept, momentum, c.gained), None
+    elif factors is not None and not scaled:
+        return write_product(dual, momentum, *factors, c.kept, c.gained, c.weight, c.fade, c.push)
+    else:
+        new, pushed = torch.addcmul(dual * c.kept, momentum, c.gained), momentum * c.fade
+    if factors is None:
+        return new, pushed
+    x, delta = factors
+    new = new - total(c.weight, delta, x, scaled)
+    return new, None if pushed is None or c.push is None else pushed - total(c.push, delta, x, scaled)

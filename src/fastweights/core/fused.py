@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastweights.core.decay import Coefficients
 from fastweights.core.second_order import second_order_wanted
 
 
@@ -155,24 +154,23 @@ def read_product(
     return out - torch.bmm(torch.bmm(h, x.transpose(1, 2)) * write, delta)
 
 
-def still(dual: Tensor, momentum: Tensor | None, c: Coefficients) -> tuple[Tensor, Tensor | None]:
-    """Dual and momentum at the end of a piece that writes nothing; no momentum where the coefficients have none."""
-    if momentum is None or c.gained is None:
-        return dual * c.kept, None
-    return dual * c.kept + momentum * c.gained, None if c.fade is None else momentum * c.fade
-
-
 def write_product(
-    dual: Tensor, momentum: Tensor | None, x: Tensor, delta: Tensor, c: Coefficients
-) -> tuple[Tensor, Tensor | None]:
-    """Dual and momentum at the end of a piece, ``[G, out, in]`` each, as :func:`still` but for the gradients.
+    dual: Tensor,
+    momentum: Tensor,
+    x: Tensor,
+    delta: Tensor,
+    kept: Tensor,
+    gained: Tensor,
+    weight: Tensor,
+    fade: Tensor,
+    push: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Dual and momentum at the end of a piece, ``[G, out, in]`` each.
 
     ``kept A + gained S - sum_i weight_i delta_i x_i^T`` and ``fade S - sum_i push_i delta_i x_i^T``.
     """
-    if momentum is not None and c.gained is not None and c.fade is not None and c.push is not None:
-        if not second_order_wanted():
-            return _Write.apply(dual, momentum, x, delta, c.kept, c.gained, c.weight, c.fade, c.push)
+    if not second_order_wanted():
+        return _Write.apply(dual, momentum, x, delta, kept, gained, weight, fade, push)
     turned = delta.transpose(1, 2)
-    dual, pushed = still(dual, momentum, c)
-    dual = dual - torch.bmm(turned, x * c.weight)
-    return dual, None if pushed is None or c.push is None else pushed - torch.bmm(turned, x * c.push)
+    new = dual * kept + momentum * gained - torch.bmm(turned, x * weight)
+    return new, momentum * fade - torch.bmm(turned, x * push)

@@ -51,7 +51,7 @@ def total(weight: Tensor, delta: Tensor, x: Tensor, scaled: bool) -> Tensor:
     """``sum_i weight_i`` times each token's gradient, ``[G, outputs, inputs]``; ``weight [G, S, 1]``."""
     if scaled:
         return (weight * delta * x).sum(-2, keepdim=True)
-    return delta.transpose(-1, -2) @ (x * weight)
+    return _times(delta.transpose(-1, -2), x * weight)
 
 
 def squared(delta: Tensor, x: Tensor, scaled: bool) -> Tensor:

@@ -34,5 +34,8 @@ def second_order_wanted() -> bool:
 
 
 def by_expressions() -> bool:
-    """Whether to compute by tensor expressions where there is also a function with a gradient derived by hand."""
+    """Whether to compute by tensor expressions where there is also a loop with a gradient derived by hand.
+
+    A compiler would unroll the loop; a function without one it compiles as it stands.
+    """
     return _wanted or torch.compiler.is_compiling()

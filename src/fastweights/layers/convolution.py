@@ -15,7 +15,7 @@ from fastweights.core.layout import Layout
 from fastweights.core.second_order import by_expressions
 
 PIECE = 256
-"""Tokens whose products are made at a time: they stay in the cache until every tap has used them."""
+"""Tokens that a CPU takes at a time: they stay in its cache until every tap has used them."""
 
 
 class _Depthwise(torch.autograd.Function):
@@ -29,8 +29,9 @@ class _Depthwise(torch.autograd.Function):
         ctx.save_for_backward(whole, weight, *inside)
         reach = len(weight) - 1
         y = torch.empty_like(whole[:, reach:])
-        for start in range(0, y.shape[1], PIECE):
-            part = torch.mul(whole[:, reach + start :][:, :PIECE], weight[0], out=y[:, start : start + PIECE])
+        piece = _piece(y)
+        for start in range(0, y.shape[1], piece):
+            part = torch.mul(whole[:, reach + start :][:, :piece], weight[0], out=y[:, start : start + piece])
             for back in range(1, reach + 1):
                 shifted = whole[:, reach + start - back :][:, : part.shape[1]]
                 part.addcmul_(_masked(shifted, inside, back, start), weight[back])
@@ -41,18 +42,25 @@ class _Depthwise(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         whole, weight, *inside = ctx.saved_tensors
         reach = len(weight) - 1
-        d_whole, d_weight = torch.empty_like(whole), torch.zeros_like(weight)
+        d_whole = torch.empty_like(whole)
         d_whole[:, :reach] = 0.0
-        for start in range(0, grad.shape[1], PIECE):
-            part = grad[:, start : start + PIECE]
+        # Sums of pieces are added up in float32 or wider: in bfloat16 they would be rounded once for each piece.
+        wide, piece = torch.promote_types(weight.dtype, torch.float32), _piece(grad)
+        d_weight = torch.zeros_like(weight, dtype=wide)
+        for start in range(0, grad.shape[1], piece):
+            part = grad[:, start : start + piece]
             torch.mul(part, weight[0], out=d_whole[:, reach + start :][:, : part.shape[1]])
             for back in range(reach + 1):
                 place = slice(reach + start - back, reach + start - back + part.shape[1])
                 taken = _masked(part, inside, back, start)
                 if back:
                     d_whole[:, place].addcmul_(taken, weight[back])
-                d_weight[back] += (taken * whole[:, place]).sum((0, 1))
-        return d_whole, d_weight, *[None] * len(inside)
+                d_weight[back] += (taken * whole[:, place]).sum((0, 1), dtype=wide)
+        return d_whole, d_weight.to(weight.dtype), *[None] * len(inside)
+
+
+def _piece(x: Tensor) -> int:
+    return PIECE if x.device.type == "cpu" else max(1, x.shape[1])
 
 
 def _masked(x: Tensor, inside: Sequence[Tensor], back: int, start: int) -> Tensor:
