@@ -262,12 +262,11 @@ def _moved(
     """One map at the end of the piece; no momentum where the coefficients have none of it."""
     if momentum is None or c.gained is None:
         new, pushed = dual * c.kept, None
-    elif c.fade is None or c.push is None:
-        new, pushed = torch.addcmul(dual * c.kept, momentum, c.gained), None
-    elif factors is not None and not scaled:
+    elif factors is not None and not scaled and c.fade is not None and c.push is not None:
         return write_product(dual, momentum, *factors, c.kept, c.gained, c.weight, c.fade, c.push)
     else:
-        new, pushed = torch.addcmul(dual * c.kept, momentum, c.gained), momentum * c.fade
+        new = torch.addcmul(dual * c.kept, momentum, c.gained)
+        pushed = None if c.fade is None else momentum * c.fade
     if factors is None:
         return new, pushed
     x, delta = factors
