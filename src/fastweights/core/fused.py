@@ -1,7 +1,7 @@
 """The two products of the dual tier, and the slope of GELU, with their outer gradients derived by hand.
 
 They compute what a line of tensor expressions would, in place and with fewer passes over memory: on a CPU, passes are
-what the dual tier spends its time on. Shapes: G = batch x heads, W slots; ``h``, ``x`` ``[G, W, in]``, ``delta``
+what the dual tier spends its time on. A compiler takes them as they stand. Shapes: G = batch x heads, W slots; ``h``, ``x`` ``[G, W, in]``, ``delta``
 ``[G, W, out]``, weights ``[G, out, in]``, ``write`` ``[G, W, W]``, other coefficients ``[G, W, 1]`` or ``[G, 1, 1]``.
 A gradient of these gradients is refused, but inside :func:`~fastweights.core.second_order.second_order`, where the
 expressions are used.
@@ -64,19 +64,9 @@ class _Read(torch.autograd.Function):
 
 class _Write(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        dual: Tensor,
-        momentum: Tensor,
-        x: Tensor,
-        delta: Tensor,
-        kept: Tensor,
-        gained: Tensor,
-        weight: Tensor,
-        fade: Tensor,
-        push: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        ctx.save_for_backward(dual, momentum, x, delta, kept, gained, weight, fade, push)
+    def forward(ctx: Any, *given: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(*given)
+        dual, momentum, x, delta, kept, gained, weight, fade, push = given
         turned = delta.transpose(1, 2)
         new = _plus_product((dual * kept).addcmul_(momentum, gained), turned, x * weight, -1.0)
         return new, _plus_product(momentum * fade, turned, x * push, -1.0)
