@@ -1,10 +1,10 @@
 """The two products of the dual tier, and the slope of GELU, with their outer gradients derived by hand.
 
 They compute what a line of tensor expressions would, in place and with fewer passes over memory: on a CPU, passes are
-what the dual tier spends its time on. A compiler takes them as they stand. Shapes: G = batch x heads, W slots; ``h``, ``x`` ``[G, W, in]``, ``delta``
-``[G, W, out]``, weights ``[G, out, in]``, ``write`` ``[G, W, W]``, other coefficients ``[G, W, 1]`` or ``[G, 1, 1]``.
-A gradient of these gradients is refused, but inside :func:`~fastweights.core.second_order.second_order`, where the
-expressions are used.
+what the dual tier spends its time on. A compiler takes them as they stand. Shapes: G = batch x heads, W slots; ``h``,
+``x`` ``[G, W, in]``, ``delta`` ``[G, W, out]``, weights ``[G, out, in]``, ``write`` ``[G, W, W]``, other coefficients
+``[G, W, 1]`` or ``[G, 1, 1]``. A gradient of these gradients is refused, but inside
+:func:`~fastweights.core.second_order.second_order`, where the expressions are used.
 """
 
 from __future__ import annotations
