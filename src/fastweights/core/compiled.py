@@ -26,7 +26,7 @@ _backend: Backend | None = None
 def use_compiler(backend: Backend | None = "inductor", device: torch.device | str = "cpu") -> bool:
     """Compiles the parts with :func:`torch.compile` from now on, in this process; ``None`` stops it.
 
-    Each part is compiled when it first meets a shape: some two minutes in all for a layer that trains, and seconds when
+    Each part is compiled when it first meets a shape: about a minute in all for a layer that trains, and seconds when
     torch finds them in its cache on disk. After torch's limit of graphs for a part
     (``torch._dynamo.config.recompile_limit``) it runs other shapes eagerly: read in calls of one length.
 
