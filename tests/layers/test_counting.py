@@ -121,7 +121,7 @@ def test_no_step_is_longer_than_the_largest() -> None:
     most = RULE.stable_lr(felt.retain.unsqueeze(-1), own_targets=True)
     torch.testing.assert_close(felt.lr, torch.as_tensor(most).squeeze(-1).expand_as(felt.lr))
     config = ModelConfig(wiring="self_modifying", rule=RULE, generator_chunk=1)
-    assert config.largest_lr == 1.0
+    assert config.largest_lr == (1.0,) * 4
 
 
 def test_gates_start_where_the_configuration_says_also_where_they_reach_further() -> None:
@@ -130,6 +130,7 @@ def test_gates_start_where_the_configuration_says_also_where_they_reach_further(
     config = replace(config, memory_heads=3, memory_head_dim=8, lr_start=0.9, lr_last=0.01)
     felt = LanguageModel(config)(torch.randint(9, (2, 20)), surprise=True).surprise[0]
     torch.testing.assert_close(felt.lr.mean((0, 2)), torch.tensor([0.9, 0.09, 0.009]), rtol=0.02, atol=0.0)
+    assert config.largest_lr == pytest.approx((1.0, 0.1, 0.01))
 
 
 COUNTING = ModelConfig(

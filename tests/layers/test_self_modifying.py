@@ -211,7 +211,7 @@ def test_own_targets_keep_eigenvalues_in_range_for_any_key_and_value(bias: L2 | 
         assert kept.max() <= 1.0
     torch.testing.assert_close(kept.min(1).values, torch.full((11,), -1.0 if negative else 0.0))
     open_wide = ModelConfig(wiring="self_modifying", rule=rule, generator_chunk=1)
-    assert open_wide.largest_lr == pytest.approx(float(rule.stable_lr(torch.ones(1), own_targets=True)))
+    assert open_wide.largest_lr == pytest.approx((float(rule.stable_lr(torch.ones(1), own_targets=True)),) * 4)
 
 
 STEPS = [

@@ -75,12 +75,18 @@ def test_the_price_is_the_mean_use_over_layers_heads_and_real_tokens() -> None:
     retain = torch.tensor([[[1.0, 0.5, 0.0]]])
     mask = torch.tensor([[True, True, False]])
     idle = felt(torch.zeros(1, 1, 3), torch.ones(1, 1, 3))
-    price = write_price((felt(lr, retain), idle), largest_lr=0.5, mask=mask)
+    price = write_price((felt(lr, retain), idle), largest_lr=(0.5,), mask=mask)
     assert price.item() == pytest.approx(((1.0 + 2.0 + 0.5) / 2 + 0) / 2)
-    use = gate_use((felt(lr, retain), idle), largest_lr=0.5, mask=mask)
+    use = gate_use((felt(lr, retain), idle), largest_lr=(0.5,), mask=mask)
     assert use.write == pytest.approx((1.5, 0.0))
     assert use.forget == pytest.approx((0.25, 0.0))
     assert use.shut == pytest.approx((0.0, 1.0))
+
+
+def test_a_wide_open_gate_costs_1_in_every_head_however_far_it_reaches() -> None:
+    lr = torch.tensor([[[0.8, 0.8], [0.2, 0.1]]])
+    use = gate_use((felt(lr, torch.ones(1, 2, 2)),), largest_lr=(0.8, 0.2), mask=None)
+    assert use.write == pytest.approx(((1.0 + 1.0 + 1.0 + 0.5) / 4,))
 
 
 def test_the_price_reaches_the_gates_and_ignores_padding() -> None:
@@ -88,10 +94,10 @@ def test_the_price_reaches_the_gates_and_ignores_padding() -> None:
     ids = torch.randint(0, 24, (2, 12))
     mask = torch.ones(2, 12, dtype=torch.bool)
     mask[1, 6:] = False
-    price = write_price(model.encode(ids, mask=mask, surprise=True).surprise, 1.0, mask)
+    price = write_price(model.encode(ids, mask=mask, surprise=True).surprise, (1.0,), mask)
     short = model.encode(ids[1:, :6], surprise=True).surprise
     full = model.encode(ids[:1], surprise=True).surprise
-    expected = (12 * write_price(full, 1.0, None) + 6 * write_price(short, 1.0, None)) / 18
+    expected = (12 * write_price(full, (1.0,), None) + 6 * write_price(short, (1.0,), None)) / 18
     torch.testing.assert_close(price, expected)
     price.backward()
     gradients = [p.grad for name, p in model.named_parameters() if "gates" in name]

@@ -38,7 +38,7 @@ def test_pieces_give_what_one_piece_gives(preset: str) -> None:
     assert pieces.tokens == whole.tokens == 300
     with torch.no_grad():
         assert pieces.norm_before == whole.norm_before == pytest.approx(float(memory_norm(model.init_state(1))))
-    expected = gate_use(model.encode(batch.ids, surprise=True).surprise, model.config.rule.lr_max, None)
+    expected = gate_use(model.encode(batch.ids, surprise=True).surprise, model.config.largest_lr, None)
     assert whole.gates == expected
     # The last piece is shorter than the others, so that its tokens count for more.
     assert torch.allclose(torch.tensor(pieces.gates), torch.tensor(expected), atol=0.02)

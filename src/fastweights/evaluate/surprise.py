@@ -19,6 +19,7 @@ from fastweights.data.tokenizer import Ids, Tokenizer
 from fastweights.errors import UserError
 from fastweights.evaluate.bits import PIECE, pieces_of, read_bits
 from fastweights.models.language_model import LanguageModel
+from fastweights.train.loss import opened
 
 Floats = NDArray[np.float64]
 
@@ -216,7 +217,7 @@ def feel(
     padded = np.append(ids, ids[-1:])
     for part in read_bits(model, np.split(padded, range(PIECE, len(padded), PIECE)), [tokenizer.eos], surprise=True):
         bits.append(part.bits.numpy())
-        gates = [[_norm(felt), felt.lr / model.config.largest_lr, 1.0 - felt.retain] for felt in part.surprise]
+        gates = [[_norm(felt), opened(felt.lr, model.config.largest_lr), 1.0 - felt.retain] for felt in part.surprise]
         streams.append(np.array([[field[0].double().mean(0).cpu().numpy() for field in layer] for layer in gates]))
         on_read(len(part.ids))
     # The piece's surprise is that of the tokens before its own: it begins with `eos`.

@@ -13,6 +13,7 @@ from fastweights.core.rule import Rule, rule_from_dict
 from fastweights.core.self_modifying import SelfModifying
 from fastweights.errors import UserError
 from fastweights.layers.continuum import Form
+from fastweights.layers.memory import GateStart
 from fastweights.layers.self_modifying import Generator, Values, require_counting
 
 Wiring = Literal["lmm", "mac", "mag", "mal", "self_modifying", "attention", "window", "lstm", "mamba"]
@@ -62,7 +63,7 @@ class ModelConfig:
             (``mac``).
         memory_tokens: recalled tokens in ``pooled`` mode, a divisor of ``segment``.
         gate_threshold: below this (before rescaling) a gate of the memory is exactly 0.
-        lr_start: where the lr gate starts, as a share of :attr:`largest_lr`, or of how far a head reaches.
+        lr_start: where the lr gate starts, as a share of its head's :attr:`largest_lr`.
         lr_last: the longest step of the last of several memory heads, as a share of the first one's, those between
             geometrically apart; 0: all reach equally far.
         momentum_start: where the momentum gate starts.
@@ -189,12 +190,15 @@ class ModelConfig:
         return self.wiring in ("lmm", "mac", "mag", "mal", "self_modifying")
 
     @property
-    def largest_lr(self) -> float:
-        """What a memory layer's first head makes of an lr gate that is wide open, where nothing is forgotten."""
-        if self.wiring != "self_modifying":
-            return self.rule.lr_max * float(self.rule.stable_lr(None))
-        carried = SelfModifying(self.rule, self.generator_chunk, ()).carried
-        return min(self.rule.lr_max, 1.0) * float(carried.stable_lr(None, own_targets=True))
+    def largest_lr(self) -> tuple[float, ...]:
+        """What each head of a memory layer makes of an lr gate that is wide open, where nothing is forgotten."""
+        if self.wiring == "self_modifying":
+            carried = SelfModifying(self.rule, self.generator_chunk, ()).carried
+            first = min(self.rule.lr_max, 1.0) * float(carried.stable_lr(None, own_targets=True))
+        else:
+            first = self.rule.lr_max * float(self.rule.stable_lr(None))
+        heads = self.memory_heads or self.heads
+        return tuple(first * reach for reach in GateStart(lr_last=self.lr_last).reaches(heads) or heads * (1.0,))
 
     @property
     def grows(self) -> bool:

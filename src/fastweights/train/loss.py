@@ -79,15 +79,20 @@ def hint_loss(model: LanguageModel, projection: Tensor, tapped: Tensor, hints: T
     return -(found.sum(1) / real.sum(1).clamp_min(1.0)).sum() / real.any(1).sum().clamp_min(1)
 
 
-def write_price(surprise: tuple[Surprise, ...], largest_lr: float, mask: Tensor | None) -> Tensor:
+def opened(lr: Tensor, largest_lr: tuple[float, ...]) -> Tensor:
+    """How far an lr gate is open, from ``lr [B, H, T]`` and what each head, or every one, makes of an open one."""
+    return lr / lr.new_tensor(largest_lr).unsqueeze(-1)
+
+
+def write_price(surprise: tuple[Surprise, ...], largest_lr: tuple[float, ...], mask: Tensor | None) -> Tensor:
     """``mean(lr / largest_lr + (1 - retain))`` over memory layers, heads and real tokens: a scalar in [0, 2].
 
     Args:
         surprise: one per memory layer, fields ``[B, H, T]``, still attached to the graph.
-        largest_lr: the rule's, so that an open gate costs 1 whatever its unit.
+        largest_lr: of each head, so that an open gate costs 1 whatever its unit.
         mask: bool ``[B, T]``, False at padding, or None.
     """
-    layers = [_mean_over_real(s.lr / largest_lr + (1.0 - s.retain), mask) for s in surprise]
+    layers = [_mean_over_real(opened(s.lr, largest_lr) + (1.0 - s.retain), mask) for s in surprise]
     return torch.stack(layers).mean()
 
 
@@ -105,10 +110,10 @@ class GateUse(NamedTuple):
 
 
 @torch.no_grad()
-def gate_use(surprise: tuple[Surprise, ...], largest_lr: float, mask: Tensor | None) -> GateUse:
+def gate_use(surprise: tuple[Surprise, ...], largest_lr: tuple[float, ...], mask: Tensor | None) -> GateUse:
     """Summarise the gates of every memory layer over heads and real tokens."""
     return GateUse(
-        write=tuple(float(_mean_over_real(s.lr / largest_lr, mask)) for s in surprise),
+        write=tuple(float(_mean_over_real(opened(s.lr, largest_lr), mask)) for s in surprise),
         forget=tuple(float(_mean_over_real(1.0 - s.retain, mask)) for s in surprise),
         shut=tuple(float(_mean_over_real((s.lr == 0).float(), mask)) for s in surprise),
         kept=tuple(float(_mean_over_real((s.retain == 1).float(), mask)) for s in surprise),
