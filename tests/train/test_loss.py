@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch.nn.functional as F
 from tests.train.runs import TINY_MODEL
 from torch import Tensor
 
+from fastweights.core import presets
 from fastweights.core.types import Surprise
 from fastweights.models.language_model import LanguageModel
 from fastweights.train.loss import count_answers, gate_use, hint_loss, token_losses, weighted_mean, write_price
@@ -87,6 +89,15 @@ def test_a_wide_open_gate_costs_1_in_every_head_however_far_it_reaches() -> None
     lr = torch.tensor([[[0.8, 0.8], [0.2, 0.1]]])
     use = gate_use((felt(lr, torch.ones(1, 2, 2)),), largest_lr=(0.8, 0.2), mask=None)
     assert use.write == pytest.approx(((1.0 + 1.0 + 1.0 + 0.5) / 4,))
+
+
+@pytest.mark.parametrize(
+    "change", [{"wiring": "attention"}, {"wiring": "lmm", "rule": presets.softmax_attention()}], ids=["wiring", "rule"]
+)
+def test_where_no_gate_is_everything_is_written_whole(change: dict[str, Any]) -> None:
+    config = replace(TINY_MODEL, memory_heads=4, memory_head_dim=8, lr_last=0.5, **change)
+    felt = LanguageModel(config).encode(torch.randint(0, 24, (2, 12)), surprise=True).surprise
+    assert gate_use(felt, config.largest_lr, None).write == (1.0,) * len(felt) != ()
 
 
 def test_the_price_reaches_the_gates_and_ignores_padding() -> None:

@@ -30,7 +30,7 @@ class Stream(NamedTuple):
     Attributes:
         bits: float64 ``[T]``, what each token cost before it was read.
         surprise: float64 ``[L, T]``, norm of the inner gradient when it was read.
-        write: float64 ``[L, T]``, the write gate, as a share of the rule's largest step.
+        write: float64 ``[L, T]``, the write gate, as a share of its head's largest step, mean over heads.
         forget: float64 ``[L, T]``, one less the gate that retains.
     """
 

@@ -191,7 +191,12 @@ class ModelConfig:
 
     @property
     def largest_lr(self) -> tuple[float, ...]:
-        """What each head of a memory layer makes of an lr gate that is wide open, where nothing is forgotten."""
+        """What each head of a memory layer makes of an lr gate that is wide open, where nothing is forgotten.
+
+        One number for all heads where there is no such gate: everything is written whole.
+        """
+        if not self.has_memory or self.rule.scopes[0] is None:
+            return (1.0,)
         if self.wiring == "self_modifying":
             carried = SelfModifying(self.rule, self.generator_chunk, ()).carried
             first = min(self.rule.lr_max, 1.0) * float(carried.stable_lr(None, own_targets=True))

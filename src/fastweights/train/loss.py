@@ -80,7 +80,7 @@ def hint_loss(model: LanguageModel, projection: Tensor, tapped: Tensor, hints: T
 
 
 def opened(lr: Tensor, largest_lr: tuple[float, ...]) -> Tensor:
-    """How far an lr gate is open, from ``lr [B, H, T]`` and what each head, or every one, makes of an open one."""
+    """How far an lr gate is open, from ``lr [B, H, T]``; ``largest_lr`` has one number a head, or one for all."""
     return lr / lr.new_tensor(largest_lr).unsqueeze(-1)
 
 
