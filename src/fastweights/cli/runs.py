@@ -198,7 +198,7 @@ def _show_sample(meter: Meter, step: SampleStep) -> None:
 
 def demo(
     *,
-    tokens: int = 262_144,
+    tokens: int = 131_072,
     needles: int = 8,
     documents: int = 1,
     text: Annotated[tuple[str, ...], arg(metavar="PATH...")] = (),
