@@ -185,10 +185,11 @@ def ratios(best: dict[str, float], name: str) -> dict[str, float]:
 
 def compared(best: dict[str, float]) -> dict[str, object]:
     """All figures: on top those of the fastest way that ours runs on this machine, against the peer as it is used."""
-    compiled, peer_compiled = "compiled_core" in best, "peer_chunk64_compiled_forward" in best
+    compiled = "compiled_core" in best
     both = {
         f"{job}_vs_peer_chunk64": best[f"peer_chunk64_compiled_{job}"] / best[f"compiled_{job}"]
-        for job in (("forward", "train") if compiled and peer_compiled else ())
+        for job in ("forward", "train")
+        if f"peer_chunk64_compiled_{job}" in best
     }
     return {
         "ours": "parts compiled" if compiled else "eager",

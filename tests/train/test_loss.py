@@ -97,7 +97,8 @@ def test_a_wide_open_gate_costs_1_in_every_head_however_far_it_reaches() -> None
 def test_where_no_gate_is_everything_is_written_whole(change: dict[str, Any]) -> None:
     config = replace(TINY_MODEL, memory_heads=4, memory_head_dim=8, lr_last=0.5, **change)
     felt = LanguageModel(config).encode(torch.randint(0, 24, (2, 12)), surprise=True).surprise
-    assert gate_use(felt, config.largest_lr, None).write == (1.0,) * len(felt) != ()
+    assert len(felt) == config.depth
+    assert gate_use(felt, config.largest_lr, None).write == (1.0,) * config.depth
 
 
 def test_the_price_reaches_the_gates_and_ignores_padding() -> None:
